@@ -1,0 +1,1 @@
+"""The config groups, as they travel inside the wheel."""

@@ -1,0 +1,107 @@
+"""A `Source` is an opened dataset: classes, samples with their splits and content hashes, and a way to read each picture.
+
+To bring a set of your own, subclass `Source` and write `read`:
+
+    class Mine(Source):
+        def read(self, sample: Sample) -> np.ndarray: ...   # uint8 [h, w, 3]
+
+It must be picklable (loader workers get a copy) and must hold no pictures beyond what fits in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from regraft.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One picture, without its pixels."""
+
+    id: str  # relative path ("train/cat/1.png"), or e.g. "digits/0007"; unique in its source
+    split: str  # train, val or test
+    label: int  # index into the source's classes
+    sha256: str  # hex, of the picture's bytes
+    group: str | None = None  # samples of one group never cross a split; None: stands alone
+
+
+class Source:
+    """An opened dataset. `samples` are in the order of their ids, whatever order they are given in."""
+
+    def __init__(self, classes: Sequence[str], samples: Iterable[Sample], skipped: Iterable[Problem] = ()) -> None:
+        """`skipped`: the pictures that were left out, one Problem each. Raises ValueError for ids that are not unique, labels without
+        a class and splits that are none of train, val, test: mistakes of the code that made the samples."""
+        self.classes = list(classes)
+        self.samples = sorted(samples, key=lambda sample: sample.id)
+        self.skipped = list(skipped)
+        for before, sample in zip([None, *self.samples], self.samples, strict=False):
+            if before is not None and before.id == sample.id:
+                raise ValueError(f"two samples have the id {sample.id}")
+            if sample.split not in SPLITS or not 0 <= sample.label < len(self.classes):
+                raise ValueError(f"{sample}: split must be one of {SPLITS} and label an index into {len(self.classes)} classes")
+
+    def read(self, sample: Sample) -> np.ndarray:
+        """The picture, uint8 [h, w, 3]. Raises UserError for a picture that can't be read."""
+        raise NotImplementedError
+
+    def split(self, name: str) -> list[Sample]:
+        """The samples of train, val or test; an empty list where the set has no such split."""
+        return [sample for sample in self.samples if sample.split == name]
+
+    def sizes(self) -> dict[str, int]:
+        """Pictures in each split; all three are named, an empty one too."""
+        counts = dict.fromkeys(SPLITS, 0)
+        for sample in self.samples:
+            counts[sample.split] += 1
+        return counts
+
+    def fingerprint(self) -> str:
+        """Hex sha256 over every (id, content, class name, split): equal fingerprints, equal data; places and times don't matter."""
+        total = hashlib.sha256()
+        for sample in self.samples:
+            line = "\0".join((sample.id, sample.sha256, self.classes[sample.label], sample.split))  # \0 is in no file name
+            total.update(line.encode("utf-8", "surrogateescape") + b"\n\0")
+        return total.hexdigest()
+
+
+class Files(Source):
+    """Pictures that lie in files; a sample's id is the path relative to `root`."""
+
+    def __init__(self, root: Path, classes: Sequence[str], samples: Iterable[Sample], skipped: Iterable[Problem] = ()) -> None:
+        super().__init__(classes, samples, skipped)
+        self.root = root
+
+    def read(self, sample: Sample) -> np.ndarray:
+        """The picture, uint8 [h, w, 3]. Raises UserError for a file that is gone or damaged."""
+        from regraft.datasets.pictures import decode
+
+        path = self.root / sample.id
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            remedy = f"can't be read ({error.strerror}), though it could when the set was opened; put it back and start again"
+            raise UserError(Problem(str(path), None, remedy)) from None
+        return decode(data, str(path))
+
+
+class InMemory(Source):
+    """Small pictures that are held as arrays, by id: uint8 [h, w, 3] each."""
+
+    def __init__(self, pictures: dict[str, np.ndarray], classes: Sequence[str], samples: Iterable[Sample]) -> None:
+        super().__init__(classes, samples)
+        self.pictures = pictures
+
+    def read(self, sample: Sample) -> np.ndarray:
+        """The picture, uint8 [h, w, 3]."""
+        return self.pictures[sample.id].copy()

@@ -1,0 +1,175 @@
+"""The grafting itself: a backbone with its weights, under a new head; and a finished run's net, put together again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regraft import streams, weights
+from regraft.chain import Chain
+from regraft.datasets import pictures
+from regraft.engine import Engine
+from regraft.errors import Problem, UserError
+from regraft.feeds import fitted
+from regraft.record import MODEL, RunFolder
+from regraft.settings import Settings, settings
+
+if TYPE_CHECKING:
+    from regraft.chain import Backbone
+    from regraft.datasets.source import Source
+
+State = dict[str, Tensor]
+
+
+def build(s: Settings, classes: int) -> tuple[Chain, weights.Origin]:
+    """The chain that a run starts from, with its weights. Raises UserError for weights that do not fit, or too small a picture."""
+    backbone, origin = _backbone(s), origin_of(s)
+    if origin.kind == "imagenet":
+        state = s.model.adapt(s.model.fetch(backbone), backbone)
+    elif origin.kind == "file":
+        state = s.model.adapt(weights.read(Path(s.model.weights)), backbone)
+    elif origin.kind == "run":
+        state = state_of(Run(s.model.weights).chain)
+    else:
+        state = {}
+    if state:
+        weights.load(backbone.module, state, "model.weights", s.model.weights)
+    return _graft(backbone, s, classes), origin
+
+
+def origin_of(s: Settings) -> weights.Origin:
+    published = s.model.published()
+    return weights.origin(s.model.weights, published.identity if published else None)
+
+
+def state_of(chain: Chain) -> State:
+    """A copy of the backbone's tensors."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in chain.backbone.state_dict().items()}
+
+
+def _backbone(s: Settings) -> Backbone:
+    """The net with random weights, which are a function of the seed."""
+    with streams.seeded(s.seed, "backbone"):
+        backbone = s.model.build(s.size)
+    if s.size < backbone.least:
+        remedy = f"{s.model.name} takes pictures of at least {backbone.least} px; data.size={backbone.least} would work"
+        raise UserError(Problem("data.size", s.size, remedy))
+    return backbone
+
+
+def _graft(backbone: Backbone, s: Settings, classes: int) -> Chain:
+    sample = torch.randn(2, backbone.channels, s.size, s.size, generator=streams.generator("sample"))  # [b, c, h, w]
+    with torch.no_grad():
+        features = backbone.module.eval()(sample).shape[-1]
+    with streams.seeded(s.seed, "head"):
+        head = s.head.build(features, classes)
+    return Chain(backbone, head, sample)
+
+
+class Run:
+    """A finished run: its folder, its record and, once asked for, its net."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Raises UserError for a folder that is no whole, done run, or whose files are not what the run wrote."""
+        self.folder = RunFolder(path)
+        self.record: dict[str, Any] = self.folder.record
+        if self.record["status"] != "done":
+            remedy = "the run is not done; the command in its record goes on with it"
+            raise UserError(Problem(str(self.folder.path), self.record["status"], remedy))
+        self.folder.verify()
+        self.settings = settings(self.folder.config)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """train/accuracy, val/accuracy, test/accuracy, train/loss, ... of the kept epoch."""
+        return dict(self.record["metrics"])
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.record["data"]["classes"])
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The trained net, in eval mode. Raises UserError where the weights that it started from are not to be had."""
+        backbone = _backbone(self.settings)
+        weights.load(backbone.module, self._start(), str(self.folder.path), None)
+        chain = _graft(backbone, self.settings, len(self.classes))
+        weights.load(chain, chain.state_dict() | weights.read(self.folder / MODEL), str(self.folder / MODEL), None)
+        return chain.eval().requires_grad_(False)
+
+    @cached_property
+    def source(self) -> Source:
+        """The data that the run was trained on. Raises UserError where it is not what it was."""
+        source = self.settings.dataset.open(self.settings.cache.folder())
+        same_data(source, self.record)
+        return source
+
+    def evaluate(self) -> dict[str, float]:
+        """The metrics, measured again from weights and data; live, so that nothing is read from the cache."""
+        live = replace(self.settings, cache=self.settings.cache.model_copy(update={"mode": "off"}))
+        engine = Engine(live, self.chain, self.source, self.folder, lambda text: None, False)
+        return {name: value for split in engine.samples for name, value in measure(engine, split)[0].items()}
+
+    @torch.inference_mode()
+    def scores(self, batch: np.ndarray) -> Tensor:
+        """uint8 [b, c, size, size] -> probabilities [b, classes]"""
+        return self.chain(self.chain.prepare(torch.from_numpy(batch))).softmax(-1)
+
+    def predict(self, files: Iterable[str | os.PathLike[str]], size: int = 32) -> Iterator[tuple[Path, Tensor]]:
+        """Each picture with its probabilities [classes], read in batches of `size`. Raises UserError for one that can't be read."""
+        for some in _batches(map(Path, files), size):
+            scores = self.scores(np.stack([self._picture(path) for path in some]))
+            yield from zip(some, scores, strict=True)
+
+    def _picture(self, path: Path) -> np.ndarray:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(Problem(str(path), None, f"can't be read ({error.strerror})")) from None
+        return fitted(pictures.decode(data, str(path)), self.settings.size, self.settings.data.fit)
+
+    def _start(self) -> State:
+        """The backbone that the run started from: kept on this disk, else built again from the same source or seed, and compared."""
+        expected, s = self.record["weights"]["sha256"], self.settings
+        state = weights.Kept(s.cache.folder()).get(expected)
+        if state is None:
+            state = state_of(build(s, len(self.classes))[0])
+            if weights.fingerprint(state) != expected:
+                remedy = (
+                    f"the weights it started from ({expected[:12]}) are not kept here, and model.weights={s.model.weights} gives others now"
+                )
+                raise UserError(Problem(str(self.folder.path), None, remedy))
+        return state
+
+
+def same_data(source: Source, record: dict[str, Any]) -> None:
+    """Raises UserError where the data is not what the record says."""
+    expected, found = record["data"]["fingerprint"], source.fingerprint()
+    if found != expected:
+        remedy = f"the pictures are not those that the run began with (fingerprint {found[:12]}, recorded {expected[:12]})"
+        raise UserError(Problem("dataset", record["data"]["name"], remedy))
+
+
+def measure(engine: Engine, split: str) -> tuple[dict[str, float], Tensor]:
+    """A split's metrics over all its pictures, and the logits [n, classes]; no metrics where the split is empty."""
+    logits = engine.answers(split)
+    truth = torch.tensor([sample.label for sample in engine.samples[split]], dtype=torch.int64)  # [n]
+    if not len(truth):
+        return {}, logits
+    losses = engine.settings.loss(logits.double(), truth)
+    accuracy = (logits.argmax(-1) == truth).double().mean()
+    return {f"{split}/accuracy": accuracy.item(), f"{split}/loss": losses.mean().item()}, logits
+
+
+def _batches(paths: Iterator[Path], size: int) -> Iterator[list[Path]]:
+    while some := list(islice(paths, size)):
+        yield some

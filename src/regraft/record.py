@@ -1,0 +1,193 @@
+"""The run folder: what a run was, what it ran on and what came out of it; written whole, and read only when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from regraft import files
+from regraft.errors import Problem, UserError
+
+SCHEMA = 1
+CONFIG, RECORD, METRICS, PREDICTIONS, CHECKPOINT, MODEL, LOG = (
+    "config.yaml",
+    "record.json",
+    "metrics.csv",
+    "predictions.parquet",
+    "last.ckpt",
+    "model.safetensors",
+    "log.txt",
+)
+PACKAGES = ("regraft", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy", "pillow")
+BOUND = 64 << 20  # bytes of a config or record that is still read
+
+
+class RunFolder:
+    """One run's folder. `record.json` says `running`, `done` or `failed`; a `running` one that nobody holds was interrupted."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def exists(self) -> bool:
+        return (self / RECORD).is_file()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config. Raises UserError for one that can't be read."""
+        return _mapping(self / CONFIG, lambda text: yaml.load(text, _Loader))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is known of the run. Raises UserError for a folder that holds none, or a damaged one."""
+        if not self.exists:
+            raise UserError(Problem(str(self.path), None, f"not a run folder: it holds no {RECORD}"))
+        record = _mapping(self / RECORD, json.loads)
+        if record.get("schema") != SCHEMA:
+            raise UserError(Problem(str(self / RECORD), record.get("schema"), f"this regraft reads records of schema {SCHEMA}"))
+        return record
+
+    def begin(self, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        """Write config and a record with status `running`. Raises UserError where the folder holds another run."""
+        if self.exists and (held := self.record["run_id"]) != record["run_id"]:
+            remedy = f"the folder holds another run ({held}); name another folder, or remove this one"
+            raise UserError(Problem("hydra.run.dir", str(self.path), remedy))
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        files.write_text(self / CONFIG, text)
+        files.write_json(self / RECORD, {"schema": SCHEMA, "status": "running", **record, "sha256": {CONFIG: files.sha256(self / CONFIG)}})
+
+    def update(self, **fields: Any) -> None:
+        files.write_json(self / RECORD, {**self.record, **fields})
+
+    def finish(self, **fields: Any) -> None:
+        """Status `done`, with the checksums of the files that other verbs read."""
+        named = (name for name in (CONFIG, MODEL, PREDICTIONS) if (self / name).is_file())
+        self.update(**fields, status="done", error=None, sha256={name: files.sha256(self / name) for name in named})
+
+    def verify(self) -> None:
+        """Raises UserError where a file of the run is missing or is not what the run wrote."""
+        problems = []
+        for name, expected in self.record.get("sha256", {}).items():
+            if Path(name).name != name or not (self / name).is_file():
+                problems.append(Problem(str(self / name), None, "the record names this file, and it is not there"))
+            elif files.sha256(self / name) != expected:
+                problems.append(Problem(str(self / name), None, "not the file that the run wrote (its checksum differs from the record's)"))
+        if problems:
+            raise UserError(problems)
+
+    def hold(self) -> FileLock:
+        """The lock that a worker holds while it runs; free again as soon as its process is gone. Raises UserError where it is taken."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(Problem(str(self.path), None, "another process is running this run; wait for it, or stop it")) from None
+        return lock
+
+
+class _Loader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
+    """Plain YAML, and 1e-3 is a number as in YAML 1.2 and in Hydra."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping(path: Path, parse: Any) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > BOUND:
+            raise UserError(Problem(str(path), None, f"larger than {BOUND >> 20} MB, which no run writes"))
+        value = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(Problem(str(path), None, "no such file; the folder is no whole run folder")) from None
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(Problem(str(path), None, f"can't be read ({str(error).splitlines()[0]})")) from None
+    if not isinstance(value, dict):
+        raise UserError(Problem(str(path), None, "holds no mapping of keys to values"))
+    return value
+
+
+class Metrics:
+    """metrics.csv in long form: a line for each metric and epoch. Lines are appended whole; those past a checkpoint are trimmed."""
+
+    COLUMNS = ("phase", "epoch", "step", "metric", "value")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, epochs: int) -> None:
+        """Keep the lines of the first `epochs` epochs: what a resumed run does again must not stand twice."""
+        kept = [row for row in self.rows() if int(row["epoch"]) < epochs]
+        lines = [",".join(self.COLUMNS), *(",".join(row[column] for column in self.COLUMNS) for row in kept)]
+        files.write_text(self.path, "\n".join(lines) + "\n")
+
+    def append(self, phase: str, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        lines = "".join(f"{phase},{epoch},{step},{name},{value!r}\n" for name, value in values.items())
+        with self.path.open("ab") as file:
+            file.write(lines.encode())
+
+    def rows(self) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        lines = self.path.read_text().splitlines(keepends=True)[1:]
+        whole = (line.rstrip("\n").split(",") for line in lines if line.endswith("\n"))
+        return [dict(zip(self.COLUMNS, cells, strict=True)) for cells in whole if len(cells) == len(self.COLUMNS)]
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on: `git` of the working folder, `packages`, `machine`. No environment variable is recorded."""
+    return {"git": _git(), "packages": _packages(), "machine": _machine()}
+
+
+def _git() -> dict[str, Any] | None:
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _packages() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    processor = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            processor = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), processor)
+    except OSError:
+        pass
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "memory_gb": memory and round(memory / 1e9, 1),
+    }

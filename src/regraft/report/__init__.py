@@ -1,0 +1,1 @@
+"""Run folders become tables, statistics and pictures; nothing here imports torch."""

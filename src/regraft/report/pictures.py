@@ -1,0 +1,437 @@
+"""A run's pictures: learning curves, the confusion matrix, and the worst mistakes as a sheet.
+
+Places are computed in pixels, since then nothing can overlap. Nothing touches pyplot, and no text is read as mathematics or TeX.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from regraft.errors import Problem, UserError
+from regraft.files import whole
+from regraft.record import METRICS, PREDICTIONS, Metrics, RunFolder
+from regraft.report.tables import PICTURES, plain
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+    from regraft.datasets.source import Source
+
+CURVES, CONFUSION, MISTAKES = PICTURES
+DPI = 150
+MOST = 24  # mistakes on a sheet
+BYTES = 300_000  # a picture that takes more is written with 256 colours
+INK, GREY, RULE = "#222222", "#6b6b6b", "#d4d4d4"
+BLUE, VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito's palette: told apart by colour-blind readers too
+STYLE: dict[Any, Any] = {
+    "text.usetex": False,
+    "text.parse_math": False,  # a class may be called $x$
+    "text.color": INK,
+    "font.size": 8,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": True,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+}
+# Where DejaVu Sans has no letters for a class's name, one of these may; matplotlib warns of those that are not installed.
+FALLBACKS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans Arabic", "Noto Sans Devanagari", "Arial Unicode MS")
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test picture that was taken for another class, and the score of that class."""
+
+    id: str
+    truth: str
+    predicted: str
+    score: float
+
+
+def draw(folder: RunFolder, source: Source) -> list[Path]:
+    """Write curves.png, and confusion.png and mistakes.png where the run has predictions; gives back what was written.
+
+    Raises UserError for predictions that can't be read.
+    """
+    record = folder.record
+    answers = _answers(folder / PREDICTIONS)
+    with _styled():
+        made = {CURVES: curves(Metrics(folder / METRICS).rows(), record.get("kept"))}
+        if answers is not None:
+            classes = (record.get("data") or {}).get("classes") or source.classes
+            made[CONFUSION] = confusion(list(zip(answers["truth"], answers["predicted"], strict=True)), classes)
+            made[MISTAKES] = sheet(mistakes(answers), len(answers["id"]), source)
+    for name, image in made.items():
+        _save(image, folder / name)
+    return [folder / name for name in made]
+
+
+# Learning curves
+
+
+def curves(rows: Sequence[Mapping[str, str]], kept: Mapping[str, Any] | None) -> Image:
+    """Loss and accuracy over the epochs, train and val; `rows` are those of metrics.csv."""
+    figure = _figure(1350, 508)
+    phases = _phases(rows)
+    for place, (measure, title) in enumerate((("loss", "Loss"), ("accuracy", "Accuracy"))):
+        axes = _axes(figure, 80 + 670 * place, 64, 570, 340)
+        lines = {split: _line(rows, f"{split}/{measure}") for split in ("train", "val")}
+        _panel(axes, title, lines, phases, kept)
+    _legend(figure, kept)
+    if not phases:
+        figure.text(0.5, 0.52, "No epoch was recorded.", ha="center", color=GREY, size=10)
+    return _image(figure)
+
+
+def _phases(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, int, int]]:
+    """Name, first and last epoch of each phase."""
+    grouped = ((name, [int(row["epoch"]) for row in group]) for name, group in groupby(rows, key=lambda row: row["phase"]))
+    return [(name, min(epochs), max(epochs)) for name, epochs in grouped]
+
+
+def _line(rows: Sequence[Mapping[str, str]], metric: str) -> tuple[list[int], list[float]]:
+    """Epochs and values; what is not finite leaves a gap."""
+    found = [(int(row["epoch"]), float(row["value"])) for row in rows if row["metric"] == metric]
+    return [epoch for epoch, _ in found], [value if math.isfinite(value) else math.nan for _, value in found]
+
+
+def _panel(
+    axes: Axes,
+    title: str,
+    lines: Mapping[str, tuple[list[int], list[float]]],
+    phases: Sequence[tuple[str, int, int]],
+    kept: Mapping[str, Any] | None,
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(title, loc="left", size=10, weight="bold", pad=24)
+    axes.set_xlabel("epoch")
+    axes.grid(axis="y", color=RULE, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+    if not phases:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return
+    first, last = phases[0][1], phases[-1][2]
+    axes.set_xlim(first - 0.5, last + 0.5)
+    few = last - first < 40
+    for split, colour in (("train", BLUE), ("val", VERMILION)):
+        epochs, values = lines[split]
+        axes.plot(epochs, values, color=colour, linewidth=1.4, marker="o" if few else None, markersize=2.6, label=split)
+    _name_phases(axes, phases)
+    epochs, values = lines["val"]
+    if kept and kept.get("epoch") in epochs:
+        at = epochs.index(kept["epoch"])
+        axes.axvline(epochs[at], color=GREY, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
+        axes.plot([epochs[at]], [values[at]], marker="o", markersize=7, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2)
+
+
+def _name_phases(axes: Axes, phases: Sequence[tuple[str, int, int]]) -> None:
+    """A thin line between phases, and each one's name above its epochs as far as there is room."""
+    low, high = axes.get_xlim()
+    pixels = axes.get_window_extent().width / (high - low)
+    for number, (name, first, last) in enumerate(phases):
+        if number:
+            axes.axvline(first - 0.5, color=GREY, linewidth=0.6, ymax=1.07, clip_on=False)
+        room = (last - first + 1) * pixels - 8
+        at = (first + last) / 2
+        axes.text(at, 1.025, _fitted(name, room, 7.5), transform=axes.get_xaxis_transform(), ha="center", size=7.5, color=GREY)
+
+
+def _legend(figure: Figure, kept: Mapping[str, Any] | None) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour, linewidth=1.8, label=split) for split, colour in (("train", BLUE), ("val", VERMILION))]
+    if kept and isinstance(kept.get("epoch"), int):
+        ring = {"marker": "o", "markersize": 6, "markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.2}
+        label = f"kept: epoch {kept['epoch']}"
+        handles.append(Line2D([], [], color=GREY, linewidth=0.7, linestyle=(0, (4, 3)), label=label, **ring))  # type: ignore[arg-type]
+    figure.legend(handles=handles, loc="upper right", bbox_to_anchor=(1330 / 1350, 1.0), ncols=3, frameon=False, fontsize=8)
+
+
+# The confusion matrix
+
+
+def confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> Image:
+    """How often each class (rows) was taken for each (columns); `pairs` of truth and prediction. Shaded by the share of the row."""
+    import numpy as np
+
+    counts = _counts(pairs, classes)
+    n, side = len(classes), min(max(44 * len(classes), 420), 950)
+    cell = side / n
+    size = 8.0 if cell >= 20 else 6.5  # of the labels, pt
+    step = math.ceil(_pixels(size) * 1.1 / cell)
+    named = range(0, n, step) if step <= 4 else []  # fewer names than that help nobody
+    labels = [_fitted(classes[index], 190, size) for index in named]
+    widest = max((_width(label, size) for label in labels), default=0.0)
+    level = widest < 0.9 * cell * step
+    left, below = 62 + widest, 62 + (_pixels(size) if level else widest)
+    width = max(left + side + 130, 760)
+    figure = _figure(width, 110 + side + below)
+    axes = _axes(figure, left, below, side, side)
+    totals = counts.sum(axis=1, keepdims=True)
+    shades = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    shown = axes.imshow(shades, cmap="Blues", vmin=0, vmax=1, interpolation="nearest" if cell >= 1 else "antialiased", aspect="auto")
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+    axes.set_xticks(list(named), labels, size=size, rotation=0 if level else 90)
+    axes.set_yticks(list(named), labels, size=size)
+    axes.tick_params(length=2 if labels else 0, pad=2)
+    order = "" if labels else f" ({n:,} classes, in the record's order)"
+    figure.text((left + side / 2) / width, 14 / _height(figure), f"predicted{order}", ha="center", va="bottom")
+    figure.text(14 / width, (below + side / 2) / _height(figure), f"truth{order}", rotation=90, ha="left", va="center")
+    written = _write_counts(axes, counts, shades, cell)
+    _head(figure, "Confusion on test", f"{int(np.trace(counts)):,} of {len(pairs):,} right" + ("; numbers are pictures" if written else ""))
+    _scale(figure, shown, left + side + 24, below, side)
+    return _image(figure)
+
+
+def _counts(pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> np.ndarray:
+    """[truth, predicted]. Raises UserError for a class that the record does not name."""
+    import numpy as np
+
+    index = {name: at for at, name in enumerate(classes)}
+    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    for pair in pairs:
+        if strange := [name for name in pair if name not in index]:
+            raise UserError(Problem(PREDICTIONS, strange[0], "the record has no such class; predictions and record are of different runs"))
+        counts[index[pair[0]], index[pair[1]]] += 1
+    return counts
+
+
+def _write_counts(axes: Axes, counts: np.ndarray, shades: np.ndarray, cell: float) -> bool:
+    """Each count in its cell, where cells are large enough for all of them; a zero is left blank."""
+    import numpy as np
+
+    digits = len(str(counts.max(initial=0)))
+    pixels = min(18.0, 0.6 * cell, 0.84 * cell / (0.64 * digits))  # a digit is 0.64 of its font's size wide
+    if pixels < 10.5:
+        return False
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shades[row, column] > 0.62 else INK
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center_baseline", size=pixels * 72 / DPI, color=colour)
+    return True
+
+
+def _scale(figure: Figure, shown: Any, left: float, below: float, side: float) -> None:
+    axes = _axes(figure, left, below, 14, side)
+    bar = figure.colorbar(shown, cax=axes, ticks=[0, 0.25, 0.5, 0.75, 1])
+    bar.ax.set_yticklabels(["0", ".25", ".5", ".75", "1"])
+    bar.ax.tick_params(length=2, labelsize=7)
+    bar.set_label("share of the true class", size=7)
+    bar.outline.set_linewidth(0.5)  # type: ignore[operator]
+
+
+# The worst mistakes
+
+
+def mistakes(answers: Mapping[str, Sequence[Any]], most: int = MOST) -> list[Mistake]:
+    """The wrong answers that were given with the highest score, the worst first; equal ones in the order of their ids."""
+    columns = (answers[name] for name in ("id", "truth", "predicted", "scores"))
+    wrong = [
+        Mistake(id, truth, predicted, max((score for score in scores if score == score), default=math.nan))  # without NaN
+        for id, truth, predicted, scores in zip(*columns, strict=True)
+        if truth != predicted
+    ]
+    return sorted(wrong, key=lambda each: (math.isnan(each.score), -each.score, each.id))[:most]
+
+
+BOX, PITCH, ROW, MARGIN, HEAD = 150, 174, 206, 24, 92  # px of a sheet: a picture, from one to the next, from row to row, edges, headline
+
+
+def sheet(worst: Sequence[Mistake], total: int, source: Source) -> Image:
+    """The mistakes' pictures, each above its truth, what it was taken for, and the score of that."""
+    if not worst:
+        figure = _figure(760, 200)
+        _head(figure, "No mistakes" if total else "No answers", f"All {total:,} test pictures are right." if total else "No test pictures.")
+        return _image(figure)
+    columns = min(max(len(worst), 4), 6)
+    rows = math.ceil(len(worst) / columns)
+    width, height = 2 * MARGIN + columns * PITCH - (PITCH - BOX), HEAD + rows * ROW + 8
+    figure = _figure(width, height)
+    _head(figure, "Worst mistakes on test", "truth → prediction and its score, the surest first")
+    samples = {sample.id: sample for sample in source.samples}
+    for number, mistake in enumerate(worst):
+        x, y = MARGIN + number % columns * PITCH, HEAD + number // columns * ROW
+        _tile(figure, mistake, x, y, source, samples.get(mistake.id))
+    return _image(figure)
+
+
+def _tile(figure: Figure, mistake: Mistake, x: int, y: int, source: Source, sample: Any) -> None:
+    """One picture with its two lines of text; (x, y) from the top left, px."""
+    import numpy as np
+    from matplotlib.patches import Rectangle
+
+    height, width = _height(figure), figure.get_figwidth() * DPI
+    frame = Rectangle((x - 0.5, height - y - BOX - 0.5), BOX + 1, BOX + 1, fill=False, edgecolor=RULE, linewidth=0.5, transform=None)
+    figure.add_artist(frame)
+
+    def write(text: str, right: float, down: float, **style: Any) -> None:
+        figure.text((x + right) / width, 1 - (y + down) / height, text, va="baseline", size=7, **style)
+
+    try:
+        picture = _boxed(source.read(sample)) if sample else None
+    except UserError:
+        picture = None
+    if picture is None:
+        write("picture can't be read" if sample else "not in the dataset", BOX / 2, BOX / 2, ha="center", color=GREY)
+    else:
+        right, down = (BOX - picture.width) // 2, (BOX - picture.height) // 2
+        figure.figimage(np.asarray(picture), x + right, round(height) - y - down - picture.height)
+    score = f"{mistake.score:.2f}"
+    write(_fitted(mistake.truth, BOX, 7), 0, BOX + 18)
+    write(_fitted(f"→ {plain(mistake.predicted)}", BOX - _width(score, 7) - 8, 7), 0, BOX + 36, color=VERMILION)
+    write(score, BOX, BOX + 36, ha="right", color=GREY)
+
+
+def _boxed(pixels: np.ndarray) -> Image:
+    """The whole picture, as large as fits the box; a tiny one keeps its pixels visible instead of being blurred."""
+    from PIL import Image
+
+    picture = Image.fromarray(pixels)
+    factor = BOX / max(picture.size)
+    tiny = factor >= 3
+    scale = math.floor(factor) if tiny else factor
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.NEAREST if tiny else Image.Resampling.LANCZOS)
+
+
+# Predictions
+
+
+def _answers(path: Path) -> dict[str, list[Any]] | None:
+    """predictions.parquet as columns; None where there is none. Raises UserError for one that can't be read."""
+    import polars
+
+    if not path.is_file():
+        return None
+    try:
+        return polars.read_parquet(path, columns=["id", "truth", "predicted", "scores"]).to_dict(as_series=False)
+    except (polars.exceptions.PolarsError, OSError) as error:
+        said = next(iter(str(error).splitlines()), "")[:100]
+        raise UserError(Problem(str(path), None, f"can't be read ({said}); run `regraft train` again")) from None
+
+
+# Drawing in pixels
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    """Our style, whatever the user's matplotlibrc says; and no warnings of letters that no font has."""
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**STYLE, "font.family": _families()})
+        yield
+
+
+@cache
+def _families() -> list[str]:
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in FALLBACKS if name in installed)]
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(round(width) / DPI, round(height) / DPI), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _height(figure: Figure) -> float:
+    return figure.get_figheight() * DPI
+
+
+def _axes(figure: Figure, left: float, below: float, width: float, height: float) -> Axes:
+    """Axes at this place, px from the figure's lower left."""
+    across, up = figure.get_figwidth() * DPI, _height(figure)
+    return figure.add_axes((left / across, below / up, width / across, height / up))
+
+
+def _head(figure: Figure, title: str, line: str) -> None:
+    width, height = figure.get_figwidth() * DPI, _height(figure)
+    figure.text(MARGIN / width, 1 - 36 / height, title, size=10, weight="bold", va="baseline")
+    figure.text(MARGIN / width, 1 - 64 / height, line, size=8, color=GREY, va="baseline")
+
+
+def _pixels(points: float) -> float:
+    return points * DPI / 72
+
+
+@cache
+def _renderer() -> Any:
+    from matplotlib.backends.backend_agg import RendererAgg
+
+    return RendererAgg(1, 1, DPI)
+
+
+def _width(text: str, points: float) -> float:
+    """px that a text takes."""
+    from matplotlib.font_manager import FontProperties
+
+    return float(_renderer().get_text_width_height_descent(text, FontProperties(family=_families(), size=points), False)[0])
+
+
+def _fitted(text: str, room: float, points: float) -> str:
+    """The text in printable letters, cut with an ellipsis to `room` px; empty where not even a few letters fit."""
+    shown = plain(text, 200)
+    if _width(shown, points) <= room:
+        return shown
+    least, most = 0, len(shown)  # the most letters that fit lie between
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (middle, most) if _width(shown[:middle].rstrip() + "…", points) <= room else (least, middle - 1)
+    return shown[:least].rstrip() + "…" if least >= 2 else ""
+
+
+def _image(figure: Figure) -> Image:
+    from PIL import Image
+
+    canvas: Any = figure.canvas
+    canvas.draw()
+    width, height = canvas.get_width_height()
+    return Image.frombuffer("RGBA", (width, height), bytes(canvas.buffer_rgba()), "raw", "RGBA", 0, 1).convert("RGB")
+
+
+def _save(image: Image, path: Path) -> None:
+    """The picture as a PNG, whole; photographs in 256 colours, which is a third of the size."""
+    import io
+
+    def encoded(picture: Image) -> bytes:
+        file = io.BytesIO()
+        picture.save(file, format="PNG", dpi=(DPI, DPI))
+        return file.getvalue()
+
+    data = encoded(image)
+    if len(data) > BYTES:
+        data = encoded(image.quantize(256))
+    with whole(path) as part:
+        part.write_bytes(data)

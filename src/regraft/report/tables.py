@@ -1,0 +1,341 @@
+"""A run's numbers as rich tables: what is going to train, what came out of one run, and the runs of a sweep side by side.
+
+All text that comes from files (class names, file names, messages) goes through `plain` into rich's Text: no markup, no control characters.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.constrain import Constrain
+from rich.table import Table
+from rich.text import Text
+
+from regraft.errors import UserError
+from regraft.record import RunFolder
+from regraft.report.statistics import wilson
+
+WIDTH = 100  # columns, at most
+DASH = "–"  # stands where there is no figure
+PHASES = 4  # that stand side by side in one table
+LISTED = 5  # skipped pictures that are named
+SPLITS = ("train", "val", "test")
+PICTURES = ("curves.png", "confusion.png", "mistakes.png")
+
+
+def plain(text: object, most: int = 10_000) -> str:
+    """Strangers' text on one line: what is not printable is shown escaped, and what is too long ends in an ellipsis."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: most + 1])
+    return shown if len(shown) <= most else shown[: most - 1].rstrip() + "…"
+
+
+def stages(phases: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What each phase trains, stage by stage, before training starts. Phases: {"name", "epochs", "rows": [{"stage", "parameters",
+    "trains", "mode", "lr", "output"}]}; the rows of all phases are the same stages."""
+    chunks = [phases[at : at + PHASES] for at in range(0, len(phases), PHASES)]
+    return Constrain(Group(*(_stages(chunk) for chunk in chunks)), WIDTH)
+
+
+def result(folder: RunFolder) -> RenderableType:
+    """What came out of one run, from its record alone. Raises UserError for a folder without a record that can be read."""
+    record = folder.record
+    parts: list[RenderableType] = [_splits(record), Text()] if _at(record, "metrics") else []
+    facts = [("status", _status(record)), *_facts(record), ("folder", _shorter(folder.path))]
+    facts += [("", _shorter(folder / name)) for name in PICTURES if (folder / name).is_file()]
+    return Constrain(Group(*parts, _listing(facts)), WIDTH)
+
+
+def sweep(folders: Sequence[RunFolder], axes: Sequence[str]) -> RenderableType:
+    """One row for each run, in the order given: the swept keys' values and what came out. The best is chosen, and marked, on val."""
+    runs = [_read(folder) for folder in folders]
+    values = [_at(record, "metrics.val/accuracy") for _, record, _ in runs]
+    best = max((value for value in values if _known(value)), default=None)
+    table = _table()
+    table.add_column("")
+    for axis in axes:
+        table.add_column(Text(plain(axis, 40)), overflow="fold")
+    for name in ("val", "95%", "test", "95%", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("status")
+    troubles = []
+    for folder, (config, record, damage), value in zip(folders, runs, values, strict=True):
+        chosen = best is not None and value == best
+        numbers = [text for split in ("val", "test") for text in _accuracy(record, split)]
+        status = "damaged" if damage else plain(record.get("status", DASH), 12)
+        cells = ["*" if chosen else "", *(_value(_at(config, axis)) for axis in axes), *numbers, _figure(_at(record, "times.total"), ".1f")]
+        table.add_row(*map(Text, cells), Text(status), style="bold" if chosen else None)
+        if damage or status == "failed":
+            swept = ", ".join(f"{plain(axis)}={_value(_at(config, axis))}" for axis in axes) or folder.path.name
+            troubles.append((status, f"{swept}: {damage or _first(_error(record))}"))
+    notes = [Text(_choice(sum(value == best for value in values if best is not None)))]
+    return Constrain(Group(table, *notes, *([_listing(troubles)] if troubles else [])), WIDTH)
+
+
+# Before training
+
+
+def _stages(phases: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table(footer=True)
+    table.add_column("stage", footer="total", overflow="fold")
+    table.add_column("output", justify="right")
+    table.add_column("parameters", justify="right", footer=f"{_parameters(phases[0]['rows']):,}")
+    for phase in phases:
+        epochs = phase.get("epochs")
+        title = Text(plain(phase.get("name", ""), 24)).append(f"\n{_count(epochs, 'epoch')}" if epochs else "", "not bold")
+        training = _parameters(row for row in phase["rows"] if row.get("trains"))
+        table.add_column(title, footer=f"{training:,} train", overflow="fold")
+    for rows in zip(*(phase["rows"] for phase in phases), strict=True):
+        shape = " x ".join(map(str, rows[0].get("output") or [])) or DASH
+        cells = [plain(rows[0]["stage"], 40), shape, f"{rows[0]['parameters']:,}", *map(_treatment, rows)]
+        table.add_row(*map(Text, cells), style=None if any(row.get("trains") for row in rows) else "dim")
+    return table
+
+
+def _treatment(row: Mapping[str, Any]) -> str:
+    """What a phase does with a stage; the mode is told where it is not the one to expect."""
+    if not row.get("trains"):
+        return "frozen, in train mode" if row.get("mode") == "train" else "frozen"
+    if not row.get("parameters"):
+        return DASH
+    rate = "" if row.get("lr") is None else f" lr {row['lr']:.4g}"
+    return f"train{rate}{', in eval mode' if row.get('mode') == 'eval' else ''}"
+
+
+def _parameters(rows: Iterable[Mapping[str, Any]]) -> int:
+    return sum(row["parameters"] for row in rows)
+
+
+# After one run
+
+
+def _splits(record: Mapping[str, Any]) -> Table:
+    table = _table()
+    table.add_column("")
+    for name in ("accuracy", "95% interval", "pictures", "loss"):
+        table.add_column(name, justify="right")
+    for split in SPLITS:
+        size = _figure(_at(record, f"data.sizes.{split}"), ",")
+        loss = _figure(_at(record, f"metrics.{split}/loss"), ".3f")
+        table.add_row(split, *_accuracy(record, split), size, loss, style="bold" if split == "test" else None)
+    return table
+
+
+def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The lines below the table, each with its label; what the record does not hold is left out."""
+    facts = [("frozen", text) for text in _frozen(record)]
+    facts += [("cache", text) for text in _cache(record)]
+    facts += [("kept", text) for text in _kept(record)]
+    facts += [("time", text) for text in _times(record)]
+    facts += [("skipped", text) for text in _skipped(record)]
+    facts += [("warning", str(text)) for text in record.get("warnings") or []]
+    return facts
+
+
+def _status(record: Mapping[str, Any]) -> str:
+    status = record.get("status", DASH)
+    if status == "failed":
+        return f"failed: {_error(record)}"
+    return "running, or interrupted: there is no result yet" if status == "running" else str(status)
+
+
+def _frozen(record: Mapping[str, Any]) -> list[str]:
+    phases = record.get("phases") or []
+    told = []
+    for phase in phases:
+        name = f"{phase.get('name', DASH)}: " if len(phases) > 1 else ""
+        rows = phase.get("stages")
+        if rows:
+            told.append(name + _stretch([row for row in rows if not row.get("trains")]))
+        elif "boundary" in phase:
+            told.append(f"{name}what lies below {phase['boundary']}")
+    return told
+
+
+def _stretch(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return "nothing, every stage trains"
+    names = [str(row["stage"]) for row in rows]
+    span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    return f"{span} ({_count(len(rows), 'stage')}, {_many(_parameters(rows))} parameters)"
+
+
+def _cache(record: Mapping[str, Any]) -> list[str]:
+    """What ran once, what was read, and what ran live and why: a line for each boundary and each reason."""
+    notes = record.get("cache") or []
+    told = []
+    cached = sorted((note for note in notes if note.get("mode") == "cached"), key=lambda note: str(note.get("boundary")))
+    for boundary, group in groupby(cached, key=lambda note: str(note.get("boundary"))):
+        entries = list(group)
+        computed, rows = (sum(entry.get(key, 0) for entry in entries) for key in ("computed", "rows"))
+        several = len({entry.get("view") for entry in entries}) > 1
+        what = "views of pictures" if several else "pictures"
+        if computed:
+            seconds = sum(entry.get("seconds", 0) for entry in entries)
+            told.append(f"{computed:,} {what} ran once through {_below(record, boundary)} in {_duration(seconds)}")
+        if rows > computed:
+            told.append(f"read from the cache: {rows - computed:,} {what} at {boundary}")
+    reasons: dict[str, list[str]] = {}
+    for note in notes:
+        if note.get("mode") == "live":
+            splits = reasons.setdefault(str(note.get("why", "no reason is recorded")), [])
+            if note.get("split") not in splits:
+                splits.append(str(note.get("split", DASH)))
+    everything = "everything" if not cached and len(reasons) == 1 else None
+    return told + [f"{everything or ', '.join(splits)} ran live: {why}" for why, splits in reasons.items()]
+
+
+def _below(record: Mapping[str, Any], boundary: str) -> str:
+    """`12 stages (3.4 M parameters)`, where the record lists what lies below the boundary."""
+    rows: list[dict[str, Any]] = next((phase["stages"] for phase in record.get("phases") or [] if phase.get("stages")), [])
+    names = [row.get("stage") for row in rows]
+    if boundary not in names:
+        return f"all below {boundary}"
+    below = rows[: names.index(boundary)]
+    return f"{_count(len(below), 'stage')} ({_many(_parameters(below))} parameters)"
+
+
+def _kept(record: Mapping[str, Any]) -> list[str]:
+    epoch = _at(record, "kept.epoch")
+    if not _known(epoch):
+        return []
+    phases = record.get("phases") or []
+    last = sum(phase.get("epochs", 0) for phase in phases) - 1
+    span = f" of 0{DASH}{last}" if last >= epoch else ""
+    value, monitor = _at(record, "kept.value"), _at(record, "kept.monitor")
+    return [f"epoch {epoch}{span}{f' ({monitor} {value:.3f})' if _known(value) and monitor else ''}"]
+
+
+def _times(record: Mapping[str, Any]) -> list[str]:
+    times = {name: _at(record, f"times.{name}") for name in ("total", "frozen", "train", "evaluate")}
+    words = {"frozen": "frozen part", "train": "training", "evaluate": "evaluation"}
+    parts = ", ".join(f"{_duration(times[name])} {word}" for name, word in words.items() if _known(times[name]))
+    whole = f"{_duration(times['total'])} in all" if _known(times["total"]) else ""
+    return [": ".join(filter(None, (whole, parts)))] if whole or parts else []
+
+
+def _skipped(record: Mapping[str, Any]) -> list[str]:
+    skipped = _at(record, "data.skipped") or []
+    if not skipped:
+        return []
+    named = [f"{plain(each.get('file', DASH))}: {plain(each.get('problem', DASH))}" for each in skipped[:LISTED]]
+    more = [f"and {len(skipped) - LISTED:,} more, listed in record.json"] if len(skipped) > LISTED else []
+    return [_count(len(skipped), "picture"), *named, *more]
+
+
+# A sweep
+
+
+def _read(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Config, record and, where one of them can't be read, why: one damaged folder does not hide the others."""
+    try:
+        return folder.config, folder.record, ""
+    except UserError as error:
+        return {}, {}, _first(error)
+
+
+def _choice(best: int) -> str:
+    if not best:
+        return "No run has a val accuracy, so none is marked."
+    ties = f" ({best} runs tie)" if best > 1 else ""
+    return f"* best on val{ties}. The choice was made on val, not on test."
+
+
+def _value(value: Any) -> str:
+    """A config value as one would write it; a group's section by the name of its entry."""
+    if isinstance(value, Mapping) and "name" in value:
+        value = value["name"]
+    if value is None:
+        return DASH
+    return plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 40)
+
+
+# Figures and words
+
+
+def _at(mapping: Any, dotted: str) -> Any:
+    """The value at `optimizer.lr`; None where any of the keys is missing."""
+    for key in dotted.split("."):
+        mapping = mapping.get(key) if isinstance(mapping, Mapping) else None
+    return mapping
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # NaN is no figure
+
+
+def _figure(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, float) or _known(value) else DASH
+
+
+def _accuracy(record: Mapping[str, Any], split: str) -> tuple[str, str]:
+    """A split's accuracy and its 95% interval, of the split's size."""
+    value, n = _at(record, f"metrics.{split}/accuracy"), _at(record, f"data.sizes.{split}")
+    if not (_known(value) and 0 <= value <= 1 and _known(n) and n > 0):
+        return _figure(value, ".3f"), DASH
+    low, high = wilson(round(value * n), n)
+    return f"{value:.3f}", f"{low:.3f}{DASH}{high:.3f}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _many(n: int) -> str:
+    """`3.4 M`"""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return str(n)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _error(record: Mapping[str, Any]) -> str:
+    kind, message, rank = (_at(record, f"error.{key}") for key in ("kind", "message", "rank"))
+    where = f" (rank {rank})" if rank else ""
+    return f"{kind or 'no error is recorded'}{where}{f': {message}' if message else ''}"
+
+
+def _first(message: object) -> str:
+    return next(iter(str(message).splitlines()), "")
+
+
+def _shorter(path: Path) -> str:
+    """The path as seen from the working folder, where that is shorter."""
+    try:
+        return min(os.path.relpath(path), str(path), key=len)
+    except (OSError, ValueError):  # the working folder is gone, or on another drive
+        return str(path)
+
+
+# Shapes
+
+
+def _table(footer: bool = False) -> Table:
+    return Table(box=box.SIMPLE_HEAD, show_footer=footer, footer_style="", pad_edge=False, padding=(0, 1))
+
+
+def _listing(facts: Sequence[tuple[str, str]]) -> Table:
+    """Labelled lines; a label that repeats is said once."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    before = None
+    for label, text in facts:
+        shown = Text("\n".join(plain(line) for line in text.splitlines()))
+        grid.add_row("" if label == before else label, shown)
+        before = label
+    return grid

@@ -1,0 +1,169 @@
+"""One run, from a run folder that holds its config to one that holds its results; knows no Hydra."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from regraft import hardware, weights
+from regraft.chain import Chain
+from regraft.engine import Engine, quiet
+from regraft.errors import Problem, UserError
+from regraft.files import whole
+from regraft.graft import build, measure, same_data, state_of
+from regraft.record import MODEL, PREDICTIONS, RunFolder
+from regraft.settings import Settings, settings
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from regraft.datasets.source import Source
+    from regraft.freeze import Phase
+
+Say = Callable[["RenderableType"], None]
+
+
+def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
+    """Run what the folder's config says, and leave the results there; every rank of a run calls this.
+
+    `show`: draw progress bars. Raises UserError for what a user can mend; the folder then still says `running`.
+    """
+    began, started = time.monotonic(), datetime.now(UTC)
+    quiet()
+    rank = int(os.environ.get("RANK", 0))
+    s, record = settings(folder.config), folder.record
+    torch.set_num_threads(max(1, hardware.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    source = s.dataset.open(s.cache.folder())
+    same_data(source, record)
+    _splits(source, s)
+    chain, origin = build(s, len(source.classes))
+    kept = weights.Kept(s.cache.folder())
+    start = state_of(chain)
+    engine = Engine(s, chain, source, folder, lambda text: say(text) if rank == 0 else None, show and rank == 0)
+    warned = _warnings(chain, engine.phases, s)
+    phases = [phase.plain() | {"stages": _stages(chain, phase, s)} for phase in engine.phases]
+    facts = {
+        "weights": {
+            "source": s.model.weights,
+            "identity": origin.identity,
+            "sha256": kept.put(start) if rank == 0 else None,
+            "lineage": weights.lineage(RunFolder(origin.path).record) if origin.kind == "run" and origin.path else [],
+        },
+        "phases": phases,
+        "batch": s.batch.plain(),
+        "resolved": {
+            "accelerator": s.hardware.accelerator(),
+            "world": int(os.environ.get("WORLD_SIZE", 1)),
+            "size": s.size,
+            "threads": torch.get_num_threads(),
+        },
+        "warnings": warned,
+    }
+    if rank == 0:
+        from regraft.report import tables
+
+        folder.update(**facts)
+        say(tables.stages([{**phase, "rows": phase["stages"]} for phase in phases]))
+        for warning in warned:
+            say(f"warning: {warning}")
+    engine.train([logger for spec in s.logger.values() if (logger := spec.build(folder.path, record["run_id"], folder.config))], rank)
+    if rank == 0:  # alone, over whole splits: no padded duplicate is counted
+        done = time.monotonic()
+        metrics = _measure(engine, folder)
+        state = chain.state_dict()
+        weights.save(folder / MODEL, {name: state[name] for name in sorted(engine.changing)})
+        _draw(folder, source, s, warned)
+        now = time.monotonic()
+        seconds = {**engine.seconds, "evaluate": now - done, "total": now - began}
+        times = {"started": started.isoformat(), "finished": datetime.now(UTC).isoformat()}
+        best = engine.best
+        folder.finish(
+            metrics=metrics,
+            cache=engine.notes,
+            kept={"epoch": best.epoch, "monitor": s.trainer.monitor, "value": best.value},
+            warnings=warned,
+            times=times | {name: round(value, 3) for name, value in seconds.items()},
+        )
+
+
+def _splits(source: Source, s: Settings) -> None:
+    sizes = source.sizes()
+    if not sizes["train"]:
+        raise UserError(Problem("dataset", s.dataset.name, "there is no train picture"))
+    if not sizes["val"] and (s.trainer.keep == "best" or s.trainer.patience is not None):
+        remedy = "the set has no val pictures to choose by: give it some, or set trainer.keep=last trainer.patience=null"
+        raise UserError(Problem("trainer.keep", s.trainer.keep, remedy))
+
+
+def _warnings(chain: Chain, phases: list[Phase], s: Settings) -> list[str]:
+    """What a user should know of before training. Raises UserError for what `hardware.batchnorm=refuse` refuses."""
+    norms = (torch.nn.modules.batchnorm._BatchNorm,)
+    trained = {stage for phase in phases for stage in phase.trains}
+    found = any(isinstance(module, norms) for stage in trained for _, module in chain.named_modules_of(stage))
+    if s.batch.devices * s.batch.accumulate == 1 or not found:
+        return []
+    several = f"{s.batch.devices} devices x {s.batch.accumulate} micro-batches"
+    if s.hardware.batchnorm == "refuse":
+        raise UserError(
+            Problem("hardware.batchnorm", "refuse", f"BatchNorm would train over {several}; local or sync, or one device, work")
+        )
+    synced = s.hardware.batchnorm == "sync" and s.hardware.accelerator() == "gpu" and s.batch.accumulate == 1
+    if synced:
+        return []
+    why = ", since SyncBatchNorm needs GPUs" if s.hardware.batchnorm == "sync" and s.hardware.accelerator() != "gpu" else ""
+    return [f"BatchNorm takes its statistics from {s.batch.micro} pictures, not from {s.batch.size} ({several}; local{why})"]
+
+
+def _stages(chain: Chain, phase: Phase, s: Settings) -> list[dict[str, Any]]:
+    """The table of stages before a phase, the lowest stage first."""
+    return [
+        {
+            "stage": stage,
+            "parameters": count,
+            "trains": stage in phase.trains,
+            "mode": "train" if stage in phase.trains else "eval",
+            "lr": s.optimizer.lr * phase.lr if stage in phase.trains else None,
+            "output": list(shape),
+        }
+        for stage, count, shape in chain.summary()
+    ]
+
+
+def _measure(engine: Engine, folder: RunFolder) -> dict[str, float]:
+    """All splits' metrics; the test pictures' answers go into predictions.parquet."""
+    import polars as pl
+
+    found: dict[str, float] = {}
+    for split in engine.samples:
+        metrics, logits = measure(engine, split)
+        found |= metrics
+    samples, classes = engine.samples["test"], engine.source.classes
+    table = pl.DataFrame(
+        {
+            "id": [sample.id for sample in samples],
+            "truth": [classes[sample.label] for sample in samples],
+            "predicted": [classes[number] for number in logits.argmax(-1).tolist()],
+            "scores": logits.softmax(-1).tolist(),
+        },
+        schema={"id": pl.String, "truth": pl.String, "predicted": pl.String, "scores": pl.List(pl.Float32)},
+    )
+    with whole(folder / PREDICTIONS) as part:
+        table.write_parquet(part)
+    return found
+
+
+def _draw(folder: RunFolder, source: Source, s: Settings, warned: list[str]) -> None:
+    """The run's pictures. One that can't be drawn is a warning: the run's results stand without it."""
+    if not s.plots:
+        return
+    from regraft.report.pictures import draw
+
+    try:
+        draw(folder, source)
+    except Exception as error:  # matplotlib, fonts, a full disk: none of them makes a trained net worthless
+        warned.append(f"no pictures: {type(error).__name__}: {error}")

@@ -1,0 +1,126 @@
+"""Classification as a Lightning module: the part of a chain above the boundary, trained on shares of global batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from regraft import freeze, streams
+from regraft.batches import Batch
+from regraft.optim import parameter_groups
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from regraft.chain import Chain
+    from regraft.freeze import Phase
+    from regraft.losses import LossSpec
+    from regraft.optim import OptimizerSpec
+    from regraft.schedules import Schedule
+
+
+class ClassifyModule(pl.LightningModule):
+    """One phase of one run.
+
+    Every rank's loss is the sum over its rows, scaled so that what DDP averages and accumulation adds up is the mean over the
+    global batch, whatever its size.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        phase: Phase,
+        *,
+        loss: LossSpec,
+        optimizer: OptimizerSpec,
+        schedule: Schedule,
+        classes: int,
+        seed: int,
+        steps: int,
+        changing: Iterable[str],
+        cached: bool,
+    ) -> None:
+        """`steps`: optimizer steps of the phase. `changing`: names in the chain's state dict that checkpoints hold. `cached`: batches
+        hold the tensors that enter the phase's boundary, not pictures."""
+        super().__init__()
+        self.chain, self.phase = chain, phase
+        self._loss, self._optimizer, self._schedule = loss, optimizer, schedule
+        self._seed, self._steps, self._cached = seed, steps, cached
+        self._changing = frozenset(changing)
+        self.strict_loading = False  # checkpoints hold what may change; the rest is the chain's as it was built
+        self.measures = torch.nn.ModuleDict({f"{split}/loss": MeanMetric() for split in ("train", "val")})
+        self.measures.update({f"{split}/accuracy": MulticlassAccuracy(classes, average="micro") for split in ("train", "val")})
+        freeze.gradients(chain, phase)
+
+    def train(self, mode: bool = True) -> ClassifyModule:
+        """What is frozen stays in eval mode, whoever asks for training mode."""
+        super().train(mode)
+        if mode:
+            freeze.modes(self.chain, self.phase)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """uint8 pictures [b, c, h, w], or what enters the boundary [b, ...] -> logits [b, classes]"""
+        boundary = self.phase.boundary
+        if not self._cached:
+            x = self.chain.prepare(x)
+            if boundary == self.chain.stages[0]:
+                return self.chain(x)
+            with torch.no_grad():  # below the boundary nothing trains: no graph is kept
+                x = self.chain(x, stop=boundary)
+        elif x.dtype != torch.float32:
+            x = x.float()  # stored in bfloat16; autocast decides what the head computes in
+        return self.chain(x, start=boundary)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        share = batch.share
+        streams.place(self.chain.head, (self._seed, "dropout", share.epoch, share.step), share.size, share.row)
+        total = self._measure("train", batch)
+        # DDP divides by the world, Lightning by the accumulated micro-batches
+        return total * (self.trainer.world_size * self.trainer.accumulate_grad_batches / share.size)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._measure("val", batch)
+
+    def _measure(self, split: str, batch: Batch) -> Tensor:
+        """The sum of the losses of the rows that count; they enter the split's metrics."""
+        logits = self(batch.x)  # [b, classes]
+        weight = batch.share.weight.to(logits.device)  # [b]
+        losses = self._loss(logits.float(), batch.y)  # [b]
+        real = weight > 0
+        if real.any():
+            self.measures[f"{split}/loss"].update(losses[real].detach())
+            self.measures[f"{split}/accuracy"].update(logits[real].detach(), batch.y[real])
+        return (losses * weight).sum()
+
+    def results(self, split: str) -> dict[str, float]:
+        """The epoch's metrics over the whole split, on every rank; starts the next epoch's."""
+        mine = {name: measure for name, measure in self.measures.items() if name.startswith(f"{split}/")}
+        found = {name: float(measure.compute()) for name, measure in mine.items()}
+        for measure in mine.values():
+            measure.reset()
+        return found
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups = parameter_groups(self.chain, self._optimizer.lr * self.phase.lr, self._optimizer.weight_decay)
+        optimizer: Optimizer = self._optimizer.build(groups)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule.factor(self._steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def changed(self) -> dict[str, Tensor]:
+        """Copies, in memory, of the tensors that may have changed since the start, by their names in the chain."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.chain.state_dict().items() if name in self._changing}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = {f"chain.{name}": tensor for name, tensor in self.changed().items()}
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        missing = {f"chain.{name}" for name in self._changing} - set(checkpoint["state_dict"])
+        if missing:
+            raise KeyError(f"the checkpoint lacks {sorted(missing)[0]} and {len(missing) - 1} more")
