@@ -15,7 +15,7 @@ from regraft.streams import generator
 class Share(NamedTuple):
     """What one rank works through at once: rows of a global batch."""
 
-    index: Tensor  # [b] int64: which pictures of the split
+    picture: Tensor  # [b] int64: which pictures of the split
     view: Tensor  # [b] int64: which view of each
     row: Tensor  # [b] int64: where each stands in the global batch
     weight: Tensor  # [b] float: 1, or 0 for the stand-in of a rank that has nothing to do
@@ -90,9 +90,10 @@ class GlobalBatches:
             batch = slice(step * a.size, (step + 1) * a.size)
             index_, view_ = index[batch], view[batch]
             size = len(index_)
+            parts = a.accumulate * a.devices
             for micro in range(a.accumulate):
-                start = (micro * a.devices + self.rank) * a.micro
-                row = torch.arange(start, min(start + a.micro, size))
+                part = micro * a.devices + self.rank
+                row = torch.arange(part * size // parts, (part + 1) * size // parts)  # a smaller batch is shared out evenly
                 weight = torch.ones(len(row))
                 if not len(row):
                     row, weight = torch.zeros(1, dtype=torch.int64), torch.zeros(1)

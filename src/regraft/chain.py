@@ -2,8 +2,8 @@
 
 Cuts are found, not listed. One forward pass is watched through the net's *units* (its top-level children; sequences opened once).
 Where the tensor that enters a unit is the very object that left the unit called before it, the net can be cut. To run from a cut, the
-calls below give back blank tensors of the shape they had, and the tensor that enters the unit at the cut is replaced. To stop at a cut,
-the forward pass is left by an exception. Whatever hidden path would lead around a cut makes its proof fail.
+calls below give back blank tensors of the shape they had, the last of them the stored tensor, which also replaces what enters the unit
+at the cut. To stop at a cut, the forward pass is left by an exception. Whatever hidden path would lead around a cut makes its proof fail.
 
 Shapes: b pictures, c channels, h x w pixels, f features.
 """
@@ -221,8 +221,8 @@ class Chain(nn.Module):
         root, _, path = name.partition(".")
         if root == HEAD:
             return self._end
-        if root != "backbone":
-            raise KeyError(f"{name} is neither under backbone nor under head")
+        if root not in ("backbone", "mean", "std"):
+            raise KeyError(f"{name} is no parameter, buffer or module of this chain")
         while path and path not in self._lowest:
             path = path.rpartition(".")[0]
         return self._lowest.get(path, 0)
@@ -234,10 +234,8 @@ class Chain(nn.Module):
         if first == 0 and last == self._end:
             return self.backbone(x)
         if first and x.shape[1:] != self._enters[first]:
-            takes, given = list(self._enters[first] or ()), list(x.shape[1:])
-            raise CutError(
-                f"{self._units[first]} takes [b, *{takes}] for the picture size that this chain was built for, not [b, *{given}]"
-            )
+            takes, given = ["b", *(self._enters[first] or ())], ["b", *x.shape[1:]]
+            raise CutError(f"{self._units[first]} takes {takes} at the picture size that this chain was built for, not {given}")
         times: Counter[str] = Counter()
         entered, left = first == 0, last == self._end
 
@@ -247,6 +245,8 @@ class Chain(nn.Module):
             times[unit] += 1
             if not watched or first < watched[0] < last:  # what was not watched is called in train mode only: left as it is
                 return forward(*args, **kwargs)
+            if watched[0] == first - 1:
+                return x.clone()  # what enters the cut may also go around the unit that stands there
             if watched[0] < first:
                 return tree_map_only(Tensor, partial(self._blank, x=x, blank=blank), self._left[watched[0]])
             if watched[0] == last:
@@ -283,7 +283,7 @@ class Chain(nn.Module):
             return []
         held: list[int] = []
         last = self._end
-        for cut in reversed(cuts):
+        for cut in sorted({*cuts} & {*candidates(calls, rows)}, reverse=True):
             entered = calls[cut].entered
             if entered is not None and self._fault(cut, last, entered, goal) is None:
                 held, last, goal = [cut, *held], cut, entered

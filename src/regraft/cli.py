@@ -78,8 +78,9 @@ def _train(options: argparse.Namespace) -> int:
         console.print(tables.sweep(folders, _axes(planned)))
         console.print(f"runs: {_shown(Path(os.path.commonpath([folder.path for folder in folders])))}", markup=False, soft_wrap=True)
     else:
-        raise_ = folders[0].record["error"]
-        print(f"regraft: the run failed: {raise_['message']}", file=sys.stderr)
+        error = folders[0].record["error"]
+        kind = "" if error["kind"] == "UserError" else f"{error['kind']}: "
+        print(f"regraft: the run failed: {kind}{error['message']}", file=sys.stderr)
         print(f"  more in {_shown(folders[0].path)}/log.txt; the same command tries again", file=sys.stderr)
     return 1 if failed else 0
 

@@ -69,10 +69,10 @@ class Composer:
         """Every point, composed and checked. Raises UserError with every mistake in any of them."""
         parsed = _parsed(overrides)
         structural = [override for override in parsed if _structural(override)]
-        multirun = multirun or self._base(tuple(o.input_line for o in structural if not o.is_sweep_override()))[1].get("mode") == "MULTIRUN"
+        multirun = multirun or self._base(tuple(_line(o) for o in structural if not o.is_sweep_override()))[1].get("mode") == "MULTIRUN"
         points = list(_points(self._with_experiment(parsed, structural, multirun)))
         if not multirun and len(points) > 1:
-            several = [override.input_line for override in parsed if override.is_sweep_override()]
+            several = [_line(override) for override in parsed if override.is_sweep_override()]
             remedy = f"several values make a sweep: regraft train -m {shlex.join(overrides)}"
             raise UserError(Problem(several[0].partition("=")[0], several[0].partition("=")[2], remedy))
         problems: dict[Problem, None] = {}  # in order, each once
@@ -87,7 +87,7 @@ class Composer:
         return jobs
 
     def _job(self, point: Sequence[Override], number: int, single: bool) -> Job:
-        base, hydra = self._base(tuple(override.input_line for override in point if _structural(override)))
+        base, hydra = self._base(tuple(_line(override) for override in point if _structural(override)))
         config = copy.deepcopy(base)
         problems = []
         for override in point:
@@ -110,7 +110,7 @@ class Composer:
         """The axes that a config brings in hydra.sweeper.params, below those of the command line."""
         if not multirun:
             return parsed
-        _, hydra = self._base(tuple(o.input_line for o in structural if not o.is_sweep_override()))
+        _, hydra = self._base(tuple(_line(o) for o in structural if not o.is_sweep_override()))
         given = {override.key_or_group for override in parsed}
         params = (hydra.get("sweeper") or {}).get("params") or {}
         return [*_parsed([f"{key}={value}" for key, value in params.items() if key not in given]), *parsed]
@@ -175,7 +175,7 @@ def _points(overrides: Sequence[Override]) -> Iterator[tuple[Override, ...]]:
             axes.append(_parsed(f"{key}={value}" for value in override.sweep_string_iterator()))
         else:
             remedy = "an interval has no points of its own; name values (0.1,0.2), or range(0,1,step=0.1)"
-            raise UserError(Problem(override.key_or_group, override.input_line.partition("=")[2], remedy))
+            raise UserError(Problem(override.key_or_group, _line(override).partition("=")[2], remedy))
     yield from itertools.product(*axes)
 
 
@@ -226,7 +226,8 @@ def _hint(config: Plain, key: str) -> str:
         own = [dotted for dotted in known if dotted.startswith(f"{section}.") and not dotted.endswith(".name")]
         near = nearest(key, own, 1)
         if owners:
-            return f"{section}={chosen} has no {field}; {either(f'{section}={name}' for name in owners)} {'has' if len(owners) == 1 else 'have'}"
+            have = "has" if len(owners) == 1 else "have"
+            return f"{section}={chosen} has no {field}; {either(f'{section}={name}' for name in owners)} {have}"
         elsewhere = [dotted for dotted in known if dotted.rpartition(".")[2] == field]
         if elsewhere:
             return f"no such key; did you mean {either(elsewhere)}?"

@@ -39,6 +39,7 @@ FORMAT = 1  # of stored activations: raised when the same description would give
 EXTRACT = 64  # pictures of a batch that only runs forward
 
 for noise in (
+    r".*module\(s\) in eval mode.*",
     r".*does not have many workers.*",
     r".*logging interval.*",
     r".*SyncBatchNorm.*",
@@ -120,6 +121,7 @@ class Engine:
         self.settings, self.chain, self.source, self.folder, self.say, self.show = settings, chain, source, folder, say, show
         self.samples = {split: source.split(split) for split in ("train", "val", "test")}
         self.phases = settings.freeze.phases(chain.stages, settings.trainer.max_epochs)
+        self.lowest = min(self.phases, key=lambda phase: chain.stages.index(phase.boundary))  # below it nothing ever changes
         self.changing = freeze.changing(chain, self.phases)
         self.notes: list[dict[str, Any]] = []  # what was cached, what was not, and why
         self.best = Best()
@@ -151,13 +153,12 @@ class Engine:
     @torch.inference_mode()
     def answers(self, split: str) -> Tensor:
         """Logits [n, classes], in float32, for a split's pictures in their order; above the lowest boundary of all phases."""
-        lowest = min(self.phases, key=lambda phase: self.chain.stages.index(phase.boundary))
-        feed, device = self.feed(split, lowest), _device(self.settings)
+        feed, device = self.feed(split, self.lowest), _device(self.settings)
         self.chain.to(device).eval()
         found = [torch.empty(0, len(self.source.classes))]
         for batch in feed.in_order(1024 if feed.cached else EXTRACT, 0 if feed.cached else self.settings.hardware.readers()):
             x = batch.x.to(device)
-            logits = self.chain(x.float(), start=lowest.boundary) if feed.cached else self.chain(self.chain.prepare(x))
+            logits = self.chain(x.float(), start=self.lowest.boundary) if feed.cached else self.chain(self.chain.prepare(x))
             found.append(logits.float().cpu())
         return torch.cat(found)
 
@@ -166,6 +167,8 @@ class Engine:
     ) -> None:
         s = self.settings
         feeds = {split: self.feed(split, phase, augmented=split == "train") for split in ("train", "val")}
+        if phase == self.lowest and feeds["val"].cached:
+            self.feed("test", phase)  # all that runs once runs now
         views = len(s.augmentation.finite() or [IDENTITY])
         batches = {
             "train": GlobalBatches(

@@ -32,7 +32,7 @@ class Feed(Dataset[Batch]):
         return len(self.labels)
 
     def __getitems__(self, share: Share) -> Batch:
-        return Batch(self.tensors(share), self.labels[share.index], share)
+        return Batch(self.tensors(share), self.labels[share.picture], share)
 
     def tensors(self, share: Share) -> Tensor:
         """[b, ...] for the share's rows"""
@@ -40,7 +40,8 @@ class Feed(Dataset[Batch]):
 
     def loader(self, batches: GlobalBatches, workers: int = 0) -> DataLoader[Batch]:
         """The feed's batches, in the sampler's order."""
-        return DataLoader(self, batch_sampler=batches, collate_fn=_same, num_workers=workers, persistent_workers=workers > 0)
+        # torch's types know no sampler that yields whole shares
+        return DataLoader(self, batch_sampler=batches, collate_fn=_same, num_workers=workers, persistent_workers=workers > 0)  # type: ignore[arg-type]
 
     def in_order(self, size: int, workers: int = 0) -> Iterator[Batch]:
         """The whole split, in order, plain, in batches of `size`."""
@@ -67,7 +68,7 @@ class Live(Feed):
 
     def tensors(self, share: Share) -> Tensor:
         pictures = []
-        for index, view in zip(share.index.tolist(), share.view.tolist(), strict=True):
+        for index, view in zip(share.picture.tolist(), share.view.tolist(), strict=True):
             picture = torch.from_numpy(fitted(self.source.read(self.samples[index]), self.size, self.how))  # [c, h, w]
             if self.random:
                 picture = self.random.random(picture, (self.seed, "augment", share.epoch, index, view))
@@ -86,8 +87,8 @@ class Cached(Feed):
 
     def tensors(self, share: Share) -> Tensor:
         if len(self.views) == 1:
-            return self.views[0].gather(share.index)
-        drawn = [self.views[view].gather(index[None]) for view, index in zip(share.view.tolist(), share.index, strict=True)]
+            return self.views[0].gather(share.picture)
+        drawn = [self.views[view].gather(index[None]) for view, index in zip(share.view.tolist(), share.picture, strict=True)]
         return torch.cat(drawn)
 
 

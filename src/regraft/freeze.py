@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,19 @@ def modes(chain: Chain, current: Phase) -> None:
             own = list(module.parameters(recurse=False))
             # the attribute itself: module.train() would descend into children that may belong to other stages
             module.training = stage in current.trains and (not own or any(parameter.requires_grad for parameter in own))
+
+
+@contextmanager
+def lone(chain: Chain, rows: int) -> Iterator[None]:
+    """BatchNorm answers a single row by its running statistics: one row has none of its own, and torch refuses it."""
+    norms = [m for m in chain.modules() if rows == 1 and m.training and type(m).__name__.startswith(("BatchNorm", "SyncBatchNorm"))]
+    for norm in norms:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training = True
 
 
 def changing(chain: Chain, phases: Iterable[Phase]) -> set[str]:

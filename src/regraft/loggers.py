@@ -41,7 +41,7 @@ class Wandb(LoggerSpec):
 
         offline = self.mode == "offline" or (self.mode == "auto" and not wandb.api.api_key)
         name = f"{digest(str(run))[:8]}-{run_id}"  # the folder too: the same run may stand in two sweeps
-        if rank_zero_only.rank != 0:
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             return WandbLogger(id=name, offline=offline)
         # create_new: Lightning would otherwise go on with whatever run this process has opened before
         experiment = wandb.init(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,7 +32,7 @@ def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
 
     `show`: draw progress bars. Raises UserError for what a user can mend; the folder then still says `running`.
     """
-    began, started = time.monotonic(), datetime.now(UTC)
+    launched = folder.record["times"]["launched"]
     quiet()
     rank = int(os.environ.get("RANK", 0))
     s, record = settings(folder.config), folder.record
@@ -75,19 +74,18 @@ def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
     if rank == 0:  # alone, over whole splits: no padded duplicate is counted
         done = time.monotonic()
         metrics = _measure(engine, folder)
+        measured = time.monotonic()
         state = chain.state_dict()
         weights.save(folder / MODEL, {name: state[name] for name in sorted(engine.changing)})
         _draw(folder, source, s, warned)
-        now = time.monotonic()
-        seconds = {**engine.seconds, "evaluate": now - done, "total": now - began}
-        times = {"started": started.isoformat(), "finished": datetime.now(UTC).isoformat()}
+        seconds = {**engine.seconds, "evaluate": measured - done, "total": time.time() - launched}
         best = engine.best
         folder.finish(
             metrics=metrics,
             cache=engine.notes,
             kept={"epoch": best.epoch, "monitor": s.trainer.monitor, "value": best.value},
             warnings=warned,
-            times=times | {name: round(value, 3) for name, value in seconds.items()},
+            times={"launched": launched, "finished": time.time()} | {name: round(value, 3) for name, value in seconds.items()},
         )
 
 

@@ -10,6 +10,7 @@ from regraft import augment, datasets, freeze, hardware, heads, launchers, logge
 from regraft.cache import CacheSpec
 from regraft.errors import Problem, UserError, nearest
 from regraft.files import digest
+from regraft.hardware import Batch, divide
 from regraft.registry import Group, Spec, decides, doc, parse
 
 
@@ -85,8 +86,8 @@ class Settings:
     sweep: SweepSpec
 
     @property
-    def batch(self) -> hardware.Batch:
-        return hardware.divide(self.data.batch_size, self.hardware)
+    def batch(self) -> Batch:
+        return divide(self.data.batch_size, self.hardware)
 
     @property
     def size(self) -> int:

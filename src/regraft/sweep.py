@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,7 @@ def run(planned: Sequence[Planned], command: str, say: Callable[[RenderableType]
 def begin(each: Planned, command: str, where: dict[str, Any]) -> None:
     """Write the run folder's config and its record, so that a worker can run it. Raises UserError where another process runs it."""
     each.folder.hold().release()
-    record = {"run_id": each.run_id, "command": command, "overrides": list(each.job.overrides), **where}
+    record = {"run_id": each.run_id, "command": command, "overrides": list(each.job.overrides), **where, "times": {"launched": time.time()}}
     each.folder.begin(each.job.config, {**record, "data": each.data, "seed": each.job.settings.seed, "group": None, "error": None})
 
 
@@ -107,7 +108,7 @@ def succeeded(folder: RunFolder) -> None:
 
 def _outcome(record: dict[str, Any]) -> str:
     if record["status"] == "failed":
-        return f"failed: {record['error']['message']}"
+        return f"failed: {record['error']['kind']}: {record['error']['message']}"
     metrics, seconds = record["metrics"], record["times"]["total"]
     figures = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("val/accuracy", "test/accuracy") if name in metrics)
     return f"done in {seconds:.1f} s: {figures}"

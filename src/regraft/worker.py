@@ -62,7 +62,7 @@ def _leave(folder: RunFolder, rank: int, error: BaseException) -> None:
     """The rank's error, whole, for the parent; the earliest of all ranks is the cause of the others."""
     kind = type(error).__name__
     problems = [list(map(str, problem)) for problem in error.problems] if isinstance(error, UserError) else []
-    message = "\n".join(str(problem) for problem in error.problems) if isinstance(error, UserError) else f"{kind}: {error}"
+    message = "\n".join(str(problem) for problem in error.problems) if isinstance(error, UserError) else str(error)
     files.write_json(error_file(folder, rank), {"kind": kind, "message": message, "problems": problems, "rank": rank})
 
 

@@ -81,7 +81,8 @@ class ModelSpec(Named):
         return published
 
     def _unpublished(self, key: str) -> Problem:
-        remedy = f"no weights are published for {getattr(self, 'arch', self.name)}; give none, or the path of a weights file or of an earlier run"
+        which = getattr(self, "arch", self.name)
+        remedy = f"no weights are published for {which}; give none, or the path of a weights file or of an earlier run"
         return Problem(key, "imagenet", remedy)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from regraft.errors import Problem, UserError
 from regraft.files import whole
 from regraft.record import METRICS, PREDICTIONS, Metrics, RunFolder
-from regraft.report.tables import PICTURES, plain
+from regraft.report.tables import DASH, PICTURES, plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL.Image import Image
+    from polars import DataFrame
 
     from regraft.datasets.source import Source
 
@@ -55,6 +56,8 @@ STYLE: dict[Any, Any] = {
     "xtick.major.size": 3,
     "ytick.major.size": 3,
 }
+DASHED = (0, (4, 3))
+RING: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.2}
 # Where DejaVu Sans has no letters for a class's name, one of these may; matplotlib warns of those that are not installed.
 FALLBACKS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans Arabic", "Noto Sans Devanagari", "Arial Unicode MS")
 
@@ -66,7 +69,7 @@ class Mistake:
     id: str
     truth: str
     predicted: str
-    score: float
+    score: float | None  # None: the run diverged, and its scores are no numbers
 
 
 def draw(folder: RunFolder, source: Source) -> list[Path]:
@@ -75,13 +78,13 @@ def draw(folder: RunFolder, source: Source) -> list[Path]:
     Raises UserError for predictions that can't be read.
     """
     record = folder.record
-    answers = _answers(folder / PREDICTIONS)
+    given = answers(folder / PREDICTIONS)
     with _styled():
         made = {CURVES: curves(Metrics(folder / METRICS).rows(), record.get("kept"))}
-        if answers is not None:
+        if given is not None:
             classes = (record.get("data") or {}).get("classes") or source.classes
-            made[CONFUSION] = confusion(list(zip(answers["truth"], answers["predicted"], strict=True)), classes)
-            made[MISTAKES] = sheet(mistakes(answers), len(answers["id"]), source)
+            made[CONFUSION] = confusion(given.select("truth", "predicted").rows(), classes)
+            made[MISTAKES] = sheet(mistakes(given), len(given), source)
     for name, image in made.items():
         _save(image, folder / name)
     return [folder / name for name in made]
@@ -94,13 +97,16 @@ def curves(rows: Sequence[Mapping[str, str]], kept: Mapping[str, Any] | None) ->
     """Loss and accuracy over the epochs, train and val; `rows` are those of metrics.csv."""
     figure = _figure(1350, 508)
     phases = _phases(rows)
+    if not phases:
+        figure.text(0.5, 0.5, "No epoch was recorded.", ha="center", size=10, color=GREY)
+        return _image(figure)
+    best = (kept or {}).get("epoch")
+    best = best if best in _line(rows, "val/accuracy")[0] else None
     for place, (measure, title) in enumerate((("loss", "Loss"), ("accuracy", "Accuracy"))):
         axes = _axes(figure, 80 + 670 * place, 64, 570, 340)
         lines = {split: _line(rows, f"{split}/{measure}") for split in ("train", "val")}
-        _panel(axes, title, lines, phases, kept)
-    _legend(figure, kept)
-    if not phases:
-        figure.text(0.5, 0.52, "No epoch was recorded.", ha="center", color=GREY, size=10)
+        _panel(axes, title, lines, phases, best)
+    _legend(figure, best)
     return _image(figure)
 
 
@@ -121,7 +127,7 @@ def _panel(
     title: str,
     lines: Mapping[str, tuple[list[int], list[float]]],
     phases: Sequence[tuple[str, int, int]],
-    kept: Mapping[str, Any] | None,
+    kept: int | None,
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
@@ -130,10 +136,6 @@ def _panel(
     axes.grid(axis="y", color=RULE, linewidth=0.5)
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
-    if not phases:
-        axes.set_xticks([])
-        axes.set_yticks([])
-        return
     first, last = phases[0][1], phases[-1][2]
     axes.set_xlim(first - 0.5, last + 0.5)
     few = last - first < 40
@@ -142,36 +144,36 @@ def _panel(
         axes.plot(epochs, values, color=colour, linewidth=1.4, marker="o" if few else None, markersize=2.6, label=split)
     _name_phases(axes, phases)
     epochs, values = lines["val"]
-    if kept and kept.get("epoch") in epochs:
-        at = epochs.index(kept["epoch"])
-        axes.axvline(epochs[at], color=GREY, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
-        axes.plot([epochs[at]], [values[at]], marker="o", markersize=7, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2)
+    if kept in epochs:
+        axes.axvline(kept, color=GREY, linewidth=0.7, linestyle=DASHED, zorder=1)
+        axes.plot([kept], [values[epochs.index(kept)]], **RING)
 
 
 def _name_phases(axes: Axes, phases: Sequence[tuple[str, int, int]]) -> None:
-    """A thin line between phases, and each one's name above its epochs as far as there is room."""
+    """A thin line between phases, and each one's name above its epochs; its number where the name has no room."""
     low, high = axes.get_xlim()
     pixels = axes.get_window_extent().width / (high - low)
     for number, (name, first, last) in enumerate(phases):
         if number:
             axes.axvline(first - 0.5, color=GREY, linewidth=0.6, ymax=1.07, clip_on=False)
         room = (last - first + 1) * pixels - 8
-        at = (first + last) / 2
-        axes.text(at, 1.025, _fitted(name, room, 7.5), transform=axes.get_xaxis_transform(), ha="center", size=7.5, color=GREY)
+        shown = _fitted(name, room, 7.5, least=5) or _fitted(str(number + 1), room, 7.5)
+        axes.text((first + last) / 2, 1.025, shown, transform=axes.get_xaxis_transform(), ha="center", size=7.5, color=GREY)
 
 
-def _legend(figure: Figure, kept: Mapping[str, Any] | None) -> None:
+def _legend(figure: Figure, kept: int | None) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=colour, linewidth=1.8, label=split) for split, colour in (("train", BLUE), ("val", VERMILION))]
-    if kept and isinstance(kept.get("epoch"), int):
-        ring = {"marker": "o", "markersize": 6, "markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.2}
-        label = f"kept: epoch {kept['epoch']}"
-        handles.append(Line2D([], [], color=GREY, linewidth=0.7, linestyle=(0, (4, 3)), label=label, **ring))  # type: ignore[arg-type]
+    if kept is not None:
+        handles.append(Line2D([], [], color=GREY, linewidth=0.7, linestyle=DASHED, label=f"kept: epoch {kept}", **RING))
     figure.legend(handles=handles, loc="upper right", bbox_to_anchor=(1330 / 1350, 1.0), ncols=3, frameon=False, fontsize=8)
 
 
 # The confusion matrix
+
+
+LARGEST, LEAST_CELL = 950, 3  # px of the matrix, and of the side of a cell
 
 
 def confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> Image:
@@ -179,33 +181,43 @@ def confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> Image
     import numpy as np
 
     counts = _counts(pairs, classes)
-    n, side = len(classes), min(max(44 * len(classes), 420), 950)
+    n, side = len(classes), min(max(44 * len(classes), 420), LARGEST)
     cell = side / n
     size = 8.0 if cell >= 20 else 6.5  # of the labels, pt
     step = math.ceil(_pixels(size) * 1.1 / cell)
-    named = range(0, n, step) if step <= 4 else []  # fewer names than that help nobody
+    named = list(range(0, n, step)) if step <= 4 else []  # fewer names than that help nobody
     labels = [_fitted(classes[index], 190, size) for index in named]
     widest = max((_width(label, size) for label in labels), default=0.0)
     level = widest < 0.9 * cell * step
     left, below = 62 + widest, 62 + (_pixels(size) if level else widest)
-    width = max(left + side + 130, 760)
-    figure = _figure(width, 110 + side + below)
+    width, height = round(max(left + side + 130, 760)), round(110 + side + below)
+    figure = _figure(width, height)
     axes = _axes(figure, left, below, side, side)
-    totals = counts.sum(axis=1, keepdims=True)
-    shades = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    shown = axes.imshow(shades, cmap="Blues", vmin=0, vmax=1, interpolation="nearest" if cell >= 1 else "antialiased", aspect="auto")
-    for spine in axes.spines.values():
-        spine.set_visible(True)
-    axes.set_xticks(list(named), labels, size=size, rotation=0 if level else 90)
-    axes.set_yticks(list(named), labels, size=size)
-    axes.tick_params(length=2 if labels else 0, pad=2)
-    order = "" if labels else f" ({n:,} classes, in the record's order)"
-    figure.text((left + side / 2) / width, 14 / _height(figure), f"predicted{order}", ha="center", va="bottom")
-    figure.text(14 / width, (below + side / 2) / _height(figure), f"truth{order}", rotation=90, ha="left", va="center")
+    axes.spines[:].set_visible(True)
+    together = math.ceil(LEAST_CELL * n / side)  # neighbouring classes that share a cell: dots of one pixel would not be seen
+    shades = _shares(counts, together)
+    shown = axes.imshow(shades, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    axes.set_xticks(named, labels, size=size, rotation=0 if level else 90)
+    axes.set_yticks(named, labels, size=size)
+    axes.tick_params(length=2, pad=2)
+    groups = f", {together} to a cell" if together > 1 else ""
+    order = "" if labels else f" ({n:,} classes in the record's order{groups})"
+    figure.text((left + side / 2) / width, 14 / height, f"predicted{order}", ha="center", va="bottom")
+    figure.text(14 / width, (below + side / 2) / height, f"truth{order}", rotation=90, ha="left", va="center")
     written = _write_counts(axes, counts, shades, cell)
-    _head(figure, "Confusion on test", f"{int(np.trace(counts)):,} of {len(pairs):,} right" + ("; numbers are pictures" if written else ""))
+    _head(figure, "Confusion on test", f"{np.trace(counts):,} of {len(pairs):,} right" + ("; numbers are pictures" if written else ""))
     _scale(figure, shown, left + side + 24, below, side)
     return _image(figure)
+
+
+def _shares(counts: np.ndarray, together: int) -> np.ndarray:
+    """Each count's share of its row, 0 where a row is empty; so many neighbouring classes are counted as one."""
+    import numpy as np
+
+    starts = np.arange(0, len(counts), together)
+    counts = np.add.reduceat(np.add.reduceat(counts, starts, axis=0), starts, axis=1)
+    totals = counts.sum(axis=1, keepdims=True)
+    return np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
 
 
 def _counts(pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> np.ndarray:
@@ -247,15 +259,13 @@ def _scale(figure: Figure, shown: Any, left: float, below: float, side: float) -
 # The worst mistakes
 
 
-def mistakes(answers: Mapping[str, Sequence[Any]], most: int = MOST) -> list[Mistake]:
+def mistakes(answers: DataFrame, most: int = MOST) -> list[Mistake]:
     """The wrong answers that were given with the highest score, the worst first; equal ones in the order of their ids."""
-    columns = (answers[name] for name in ("id", "truth", "predicted", "scores"))
-    wrong = [
-        Mistake(id, truth, predicted, max((score for score in scores if score == score), default=math.nan))  # without NaN
-        for id, truth, predicted, scores in zip(*columns, strict=True)
-        if truth != predicted
-    ]
-    return sorted(wrong, key=lambda each: (math.isnan(each.score), -each.score, each.id))[:most]
+    import polars
+
+    wrong = answers.filter(polars.col("truth") != polars.col("predicted"))
+    worst = wrong.sort("score", "id", descending=[True, False], nulls_last=True).head(most)
+    return [Mistake(**row) for row in worst.select("id", "truth", "predicted", "score").iter_rows(named=True)]
 
 
 BOX, PITCH, ROW, MARGIN, HEAD = 150, 174, 206, 24, 92  # px of a sheet: a picture, from one to the next, from row to row, edges, headline
@@ -267,7 +277,7 @@ def sheet(worst: Sequence[Mistake], total: int, source: Source) -> Image:
         figure = _figure(760, 200)
         _head(figure, "No mistakes" if total else "No answers", f"All {total:,} test pictures are right." if total else "No test pictures.")
         return _image(figure)
-    columns = min(max(len(worst), 4), 6)
+    columns = min(max(len(worst), 4), 6)  # no narrower than the headline
     rows = math.ceil(len(worst) / columns)
     width, height = 2 * MARGIN + columns * PITCH - (PITCH - BOX), HEAD + rows * ROW + 8
     figure = _figure(width, height)
@@ -300,9 +310,11 @@ def _tile(figure: Figure, mistake: Mistake, x: int, y: int, source: Source, samp
     else:
         right, down = (BOX - picture.width) // 2, (BOX - picture.height) // 2
         figure.figimage(np.asarray(picture), x + right, round(height) - y - down - picture.height)
-    score = f"{mistake.score:.2f}"
+    score = DASH if mistake.score is None else f"{mistake.score:.2f}"
+    indent = _width("→ ", 7)  # the arrow is a text of its own: beside a name in Arabic it would be put on the other side
     write(_fitted(mistake.truth, BOX, 7), 0, BOX + 18)
-    write(_fitted(f"→ {plain(mistake.predicted)}", BOX - _width(score, 7) - 8, 7), 0, BOX + 36, color=VERMILION)
+    write("→", 0, BOX + 36, color=VERMILION)
+    write(_fitted(mistake.predicted, BOX - indent - _width(score, 7) - 8, 7), indent, BOX + 36, color=VERMILION)
     write(score, BOX, BOX + 36, ha="right", color=GREY)
 
 
@@ -321,17 +333,22 @@ def _boxed(pixels: np.ndarray) -> Image:
 # Predictions
 
 
-def _answers(path: Path) -> dict[str, list[Any]] | None:
-    """predictions.parquet as columns; None where there is none. Raises UserError for one that can't be read."""
+def answers(path: Path) -> DataFrame | None:
+    """predictions.parquet as id, truth, predicted and the score of what was predicted; None where there is none.
+
+    Raises UserError for one that can't be read.
+    """
     import polars
 
     if not path.is_file():
         return None
+    score = polars.col("scores").list.max().fill_nan(None)  # what was predicted has the highest score
     try:
-        return polars.read_parquet(path, columns=["id", "truth", "predicted", "scores"]).to_dict(as_series=False)
+        file = polars.scan_parquet(path, glob=False, hive_partitioning=False)  # a folder's name is no pattern
+        return file.select("id", "truth", "predicted", score=score).collect()
     except (polars.exceptions.PolarsError, OSError) as error:
-        said = next(iter(str(error).splitlines()), "")[:100]
-        raise UserError(Problem(str(path), None, f"can't be read ({said}); run `regraft train` again")) from None
+        said = plain(next(iter(str(error).splitlines()), ""), 100)
+        raise UserError(Problem(str(path), None, f"can't be read ({said}); run the same command again in another folder")) from None
 
 
 # Drawing in pixels
@@ -400,16 +417,16 @@ def _width(text: str, points: float) -> float:
     return float(_renderer().get_text_width_height_descent(text, FontProperties(family=_families(), size=points), False)[0])
 
 
-def _fitted(text: str, room: float, points: float) -> str:
-    """The text in printable letters, cut with an ellipsis to `room` px; empty where not even a few letters fit."""
+def _fitted(text: str, room: float, points: float, least: int = 2) -> str:
+    """The text in printable letters, cut with an ellipsis to `room` px; empty where not even the `least` letters fit."""
     shown = plain(text, 200)
     if _width(shown, points) <= room:
         return shown
-    least, most = 0, len(shown)  # the most letters that fit lie between
-    while least < most:
-        middle = (least + most + 1) // 2
-        least, most = (middle, most) if _width(shown[:middle].rstrip() + "…", points) <= room else (least, middle - 1)
-    return shown[:least].rstrip() + "…" if least >= 2 else ""
+    low, high = 0, len(shown)  # as many letters as fit: between these
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if _width(shown[:middle].rstrip() + "…", points) <= room else (low, middle - 1)
+    return shown[:low].rstrip() + "…" if low >= least else ""
 
 
 def _image(figure: Figure) -> Image:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.constrain import Constrain
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -24,7 +26,7 @@ from regraft.report.statistics import wilson
 
 WIDTH = 100  # columns, at most
 DASH = "–"  # stands where there is no figure
-PHASES = 4  # that stand side by side in one table
+PHASES = 3  # that stand side by side in one table
 LISTED = 5  # skipped pictures that are named
 SPLITS = ("train", "val", "test")
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
@@ -46,7 +48,7 @@ def stages(phases: Sequence[Mapping[str, Any]]) -> RenderableType:
 def result(folder: RunFolder) -> RenderableType:
     """What came out of one run, from its record alone. Raises UserError for a folder without a record that can be read."""
     record = folder.record
-    parts: list[RenderableType] = [_splits(record), Text()] if _at(record, "metrics") else []
+    parts: list[RenderableType] = [Fitting(_splits(record), _listing(_split_lines(record)))] if _at(record, "metrics") else []
     facts = [("status", _status(record)), *_facts(record), ("folder", _shorter(folder.path))]
     facts += [("", _shorter(folder / name)) for name in PICTURES if (folder / name).is_file()]
     return Constrain(Group(*parts, _listing(facts)), WIDTH)
@@ -54,28 +56,12 @@ def result(folder: RunFolder) -> RenderableType:
 
 def sweep(folders: Sequence[RunFolder], axes: Sequence[str]) -> RenderableType:
     """One row for each run, in the order given: the swept keys' values and what came out. The best is chosen, and marked, on val."""
-    runs = [_read(folder) for folder in folders]
-    values = [_at(record, "metrics.val/accuracy") for _, record, _ in runs]
-    best = max((value for value in values if _known(value)), default=None)
-    table = _table()
-    table.add_column("")
-    for axis in axes:
-        table.add_column(Text(plain(axis, 40)), overflow="fold")
-    for name in ("val", "95%", "test", "95%", "seconds"):
-        table.add_column(name, justify="right")
-    table.add_column("status")
-    troubles = []
-    for folder, (config, record, damage), value in zip(folders, runs, values, strict=True):
-        chosen = best is not None and value == best
-        numbers = [text for split in ("val", "test") for text in _accuracy(record, split)]
-        status = "damaged" if damage else plain(record.get("status", DASH), 12)
-        cells = ["*" if chosen else "", *(_value(_at(config, axis)) for axis in axes), *numbers, _figure(_at(record, "times.total"), ".1f")]
-        table.add_row(*map(Text, cells), Text(status), style="bold" if chosen else None)
-        if damage or status == "failed":
-            swept = ", ".join(f"{plain(axis)}={_value(_at(config, axis))}" for axis in axes) or folder.path.name
-            troubles.append((status, f"{swept}: {damage or _first(_error(record))}"))
-    notes = [Text(_choice(sum(value == best for value in values if best is not None)))]
-    return Constrain(Group(table, *notes, *([_listing(troubles)] if troubles else [])), WIDTH)
+    runs = [Run.read(folder) for folder in folders]
+    best = max((run.val for run in runs if _known(run.val)), default=None)
+    ties = sum(run.val == best for run in runs) if best is not None else 0
+    troubles = [(run.status, f"{run.swept(axes)}: {run.trouble}") for run in runs if run.trouble]
+    shown = Fitting(_runs(runs, axes, best), _listing([(run.status, run.line(axes, best)) for run in runs]))
+    return Constrain(Group(shown, Text(_choice(ties)), *([_listing(troubles)] if troubles else [])), WIDTH)
 
 
 # Before training
@@ -127,6 +113,16 @@ def _splits(record: Mapping[str, Any]) -> Table:
     return table
 
 
+def _split_lines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same, for narrow terminals."""
+    lines = []
+    for split in SPLITS:
+        value, interval = _accuracy(record, split)
+        size, loss = _figure(_at(record, f"data.sizes.{split}"), ","), _figure(_at(record, f"metrics.{split}/loss"), ".3f")
+        lines.append((split, f"{value} ({interval}), {size} pictures, loss {loss}"))
+    return lines
+
+
 def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The lines below the table, each with its label; what the record does not hold is left out."""
     facts = [("frozen", text) for text in _frozen(record)]
@@ -161,9 +157,14 @@ def _frozen(record: Mapping[str, Any]) -> list[str]:
 def _stretch(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "nothing, every stage trains"
-    names = [str(row["stage"]) for row in rows]
-    span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-    return f"{span} ({_count(len(rows), 'stage')}, {_many(_parameters(rows))} parameters)"
+    names = [str(row.get("stage", DASH)) for row in rows]
+    return f"{names[0]} to {names[-1]}, {_extent(rows)}" if len(rows) > 1 else f"{names[0]}, {_extent(rows)}"
+
+
+def _extent(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`12 stages (3.4 M parameters)`"""
+    counted = all("parameters" in row for row in rows)
+    return _count(len(rows), "stage") + (f" ({_many(_parameters(rows))} parameters)" if counted else "")
 
 
 def _cache(record: Mapping[str, Any]) -> list[str]:
@@ -192,13 +193,12 @@ def _cache(record: Mapping[str, Any]) -> list[str]:
 
 
 def _below(record: Mapping[str, Any], boundary: str) -> str:
-    """`12 stages (3.4 M parameters)`, where the record lists what lies below the boundary."""
+    """The stages that a boundary leaves below it, where the record lists them."""
     rows: list[dict[str, Any]] = next((phase["stages"] for phase in record.get("phases") or [] if phase.get("stages")), [])
     names = [row.get("stage") for row in rows]
     if boundary not in names:
         return f"all below {boundary}"
-    below = rows[: names.index(boundary)]
-    return f"{_count(len(below), 'stage')} ({_many(_parameters(below))} parameters)"
+    return _extent(rows[: names.index(boundary)])
 
 
 def _kept(record: Mapping[str, Any]) -> list[str]:
@@ -206,8 +206,8 @@ def _kept(record: Mapping[str, Any]) -> list[str]:
     if not _known(epoch):
         return []
     phases = record.get("phases") or []
-    last = sum(phase.get("epochs", 0) for phase in phases) - 1
-    span = f" of 0{DASH}{last}" if last >= epoch else ""
+    epochs = [phase.get("epochs") for phase in phases]
+    span = f" of 0{DASH}{sum(epochs) - 1}" if epochs and all(map(_known, epochs)) and sum(epochs) > 1 else ""
     value, monitor = _at(record, "kept.value"), _at(record, "kept.monitor")
     return [f"epoch {epoch}{span}{f' ({monitor} {value:.3f})' if _known(value) and monitor else ''}"]
 
@@ -232,12 +232,56 @@ def _skipped(record: Mapping[str, Any]) -> list[str]:
 # A sweep
 
 
-def _read(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """Config, record and, where one of them can't be read, why: one damaged folder does not hide the others."""
-    try:
-        return folder.config, folder.record, ""
-    except UserError as error:
-        return {}, {}, _first(error)
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep, as far as its folder can be read: a damaged one does not hide the others."""
+
+    name: str
+    config: dict[str, Any]
+    record: dict[str, Any]
+    status: str
+    trouble: str  # the first line of what went wrong
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Run:
+        try:
+            config, record = folder.config, folder.record
+        except UserError as error:
+            return cls(folder.path.name, {}, {}, "damaged", _first(error))
+        status = plain(record.get("status", DASH), 12)
+        return cls(folder.path.name, config, record, status, _first(_error(record)) if status == "failed" else "")
+
+    @property
+    def val(self) -> Any:
+        return _at(self.record, "metrics.val/accuracy")
+
+    def line(self, axes: Sequence[str], best: float | None) -> str:
+        """The run's row of the table, for narrow terminals."""
+        mark = "* " if best is not None and self.val == best else ""
+        accuracies = {split: _accuracy(self.record, split) for split in ("val", "test")}
+        figures = [f"{split} {value} ({interval})" for split, (value, interval) in accuracies.items() if value != DASH]
+        seconds = _at(self.record, "times.total")
+        return mark + ", ".join([self.swept(axes), *figures, *([_duration(seconds)] if _known(seconds) else [])])
+
+    def swept(self, axes: Sequence[str]) -> str:
+        return ", ".join(f"{axis}={_value(_at(self.config, axis))}" for axis in axes) if axes and self.config else self.name
+
+
+def _runs(runs: Sequence[Run], axes: Sequence[str], best: float | None) -> Table:
+    table = _table()
+    table.add_column("")
+    for axis in axes:
+        table.add_column(Text(plain(axis, 40)))
+    for name in ("val", "95%", "test", "95%", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_column("status")
+    for run in runs:
+        chosen = best is not None and run.val == best
+        numbers = [text for split in ("val", "test") for text in _accuracy(run.record, split)]
+        seconds = _figure(_at(run.record, "times.total"), ".1f")
+        cells = ["*" if chosen else "", *(_value(_at(run.config, axis)) for axis in axes), *numbers, seconds, run.status]
+        table.add_row(*map(Text, cells), style="bold" if chosen else None)
+    return table
 
 
 def _choice(best: int) -> str:
@@ -305,8 +349,9 @@ def _duration(seconds: float) -> str:
 
 def _error(record: Mapping[str, Any]) -> str:
     kind, message, rank = (_at(record, f"error.{key}") for key in ("kind", "message", "rank"))
+    told = str(message or "").removeprefix(f"{kind}: ")
     where = f" (rank {rank})" if rank else ""
-    return f"{kind or 'no error is recorded'}{where}{f': {message}' if message else ''}"
+    return f"{kind or 'no error is recorded'}{where}{f': {told}' if told else ''}"
 
 
 def _first(message: object) -> str:
@@ -322,6 +367,18 @@ def _shorter(path: Path) -> str:
 
 
 # Shapes
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A table, or the same as lines where there is no room for it: a figure is never cut."""
+
+    wide: Table
+    lines: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        needed = Measurement.get(console, options.update_width(10 * WIDTH), self.wide).maximum
+        yield self.wide if needed <= options.max_width else self.lines
 
 
 def _table(footer: bool = False) -> Table:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from regraft import freeze, streams
@@ -54,9 +54,12 @@ class ClassifyModule(pl.LightningModule):
         self._seed, self._steps, self._cached = seed, steps, cached
         self._changing = frozenset(changing)
         self.strict_loading = False  # checkpoints hold what may change; the rest is the chain's as it was built
-        self.measures = torch.nn.ModuleDict({f"{split}/loss": MeanMetric() for split in ("train", "val")})
-        self.measures.update({f"{split}/accuracy": MulticlassAccuracy(classes, average="micro") for split in ("train", "val")})
+        splits = ("train", "val")
+        losses = {f"{split}/loss": MeanMetric() for split in splits}
+        accuracies = {f"{split}/accuracy": MulticlassAccuracy(classes, average="micro") for split in splits}
+        self.measures: Mapping[str, Metric] = torch.nn.ModuleDict({**losses, **accuracies})  # type: ignore[assignment]
         freeze.gradients(chain, phase)
+        self.train()
 
     def train(self, mode: bool = True) -> ClassifyModule:
         """What is frozen stays in eval mode, whoever asks for training mode."""
@@ -80,8 +83,9 @@ class ClassifyModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         share = batch.share
-        streams.place(self.chain.head, (self._seed, "dropout", share.epoch, share.step), share.size, share.row)
-        total = self._measure("train", batch)
+        streams.place(self.chain, (self._seed, "dropout", share.epoch, share.step), share.size, share.row)
+        with freeze.lone(self.chain, len(batch.y)):
+            total = self._measure("train", batch)
         # DDP divides by the world, Lightning by the accumulated micro-batches
         return total * (self.trainer.world_size * self.trainer.accumulate_grad_batches / share.size)
 
@@ -107,7 +111,7 @@ class ClassifyModule(pl.LightningModule):
             measure.reset()
         return found
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.chain, self._optimizer.lr * self.phase.lr, self._optimizer.weight_decay)
         optimizer: Optimizer = self._optimizer.build(groups)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule.factor(self._steps))
