@@ -44,6 +44,10 @@ class CacheSpec(Spec):
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "regraft"
 
 
+class NoRoom(UserError):
+    """The rows can't be kept: they are more than `cache.max_gb` allows, or the disk is full."""
+
+
 @dataclass
 class Rows:
     """Rows of one store, memory-mapped: `rows[i]` of the asked-for keys."""
@@ -82,7 +86,7 @@ class Store:
         """Make sure that every key (a sha256 in hex) has a row; returns how many were computed now.
 
         `compute` gets the positions in `keys` of the missing rows and yields their rows in that order, in batches [b, ...].
-        One process builds while others wait for the lock. Raises UserError where the rows would take more than `room` bytes
+        One process builds while others wait for the lock. Raises NoRoom where the rows would take more than `room` bytes
         or the disk is full; then nothing is left behind.
         """
         if not self._missing(keys):
@@ -157,7 +161,7 @@ class Store:
                         need = rows.nbytes // len(rows) * len(keys)
                         if need > room:
                             remedy = f"{need / 1e9:.2f} GB of activations do not fit {room / 1e9:.2f} GB; raise cache.max_gb"
-                            raise UserError(Problem("cache.max_gb", None, remedy))
+                            raise NoRoom(Problem("cache.max_gb", None, remedy))
                     file.write(_bytes(rows))
                 file.flush()
                 os.fsync(file.fileno())
@@ -168,9 +172,7 @@ class Store:
             part.rename(self.folder / f"segment-{number:06d}-{digest(keys)[:12]}")
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
-            raise UserError(
-                Problem("cache.dir", str(self.folder), f"can't write ({error.strerror}); free room, or cache.dir=...")
-            ) from error
+            raise NoRoom(Problem("cache.dir", str(self.folder), f"can't write ({error.strerror}); free room, or cache.dir=...")) from error
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise

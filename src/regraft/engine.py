@@ -20,7 +20,7 @@ from torch import Tensor
 from regraft import freeze, weights
 from regraft.augment import IDENTITY, View
 from regraft.batches import GlobalBatches
-from regraft.cache import Rows, Store
+from regraft.cache import NoRoom, Rows, Store
 from regraft.errors import Problem, UserError
 from regraft.feeds import Cached, Feed, Live
 from regraft.freeze import Phase
@@ -153,7 +153,7 @@ class Engine:
     @torch.inference_mode()
     def answers(self, split: str) -> Tensor:
         """Logits [n, classes], in float32, for a split's pictures in their order; above the lowest boundary of all phases."""
-        feed, device = self.feed(split, self.lowest), _device(self.settings)
+        feed, device = self.feeds(self.lowest, augmented=False)[split], _device(self.settings)
         self.chain.to(device).eval()
         found = [torch.empty(0, len(self.source.classes))]
         for batch in feed.in_order(1024 if feed.cached else EXTRACT, 0 if feed.cached else self.settings.hardware.readers()):
@@ -166,9 +166,7 @@ class Engine:
         self, number: int, phase: Phase, first_epoch: int, resumed: dict[str, Any] | None, loggers: Sequence[Logger], rank: int
     ) -> None:
         s = self.settings
-        feeds = {split: self.feed(split, phase, augmented=split == "train") for split in ("train", "val")}
-        if phase == self.lowest and feeds["val"].cached:
-            self.feed("test", phase)  # all that runs once runs now
+        feeds = self.feeds(phase)
         views = len(s.augmentation.finite() or [IDENTITY])
         batches = {
             "train": GlobalBatches(
@@ -209,8 +207,8 @@ class Engine:
             **s.hardware.trainer(),
         )
         began = time.monotonic()
-        workers = {split: 0 if feeds[split].cached else s.hardware.readers() for split in feeds}
-        loaders = {split: feeds[split].loader(batches[split], workers[split]) for split in feeds}
+        workers = 0 if feeds["train"].cached else s.hardware.readers()
+        loaders = {split: feeds[split].loader(batches[split], workers) for split in batches}
         resume = self.folder / CHECKPOINT if resumed else None
         trainer.fit(module, loaders["train"], loaders["val"], ckpt_path=resume, weights_only=True)
         self.seconds["train"] += time.monotonic() - began
@@ -229,18 +227,32 @@ class Engine:
             raise UserError(Problem(str(path), None, remedy)) from None
         return checkpoint
 
-    def feed(self, split: str, phase: Phase, augmented: bool = False) -> Feed:
-        """A split's tensors for a phase: rows of the cache where the boundary pays, else pictures read live."""
-        s, samples = self.settings, self.samples[split]
-        views = (s.augmentation.finite() if augmented else None) or [IDENTITY]
-        hindrance = self._hindrance(phase)
-        if hindrance and s.cache.mode == "require":
+    def feeds(self, phase: Phase, augmented: bool = True) -> dict[str, Feed]:
+        """Every split's tensors for a phase: rows of the cache where its boundary can be cached, else pictures read live."""
+        s = self.settings
+        hindrance = "cache.mode=off" if s.cache.mode == "off" else self._hindrance(phase)
+        if not hindrance:
+            try:
+                return {split: self._cached(split, phase, augmented) for split in self.samples}
+            except NoRoom as error:
+                hindrance = str(error)
+        if s.cache.mode == "require":
             raise UserError(Problem("cache.mode", "require", f"{hindrance}; cache.mode=auto trains such a phase live"))
-        if hindrance or s.cache.mode == "off":
-            self._note(phase, split, mode="live", why=hindrance or "cache.mode=off")
-            return Live(self.source, samples, s.size, s.data.fit, s.augmentation if augmented else None, s.seed)
-        rows = [self._rows.get((phase.boundary, split, view)) or self.rows(phase.boundary, split, samples, view) for view in views]
+        self._note(boundary=phase.boundary, mode="live", why=hindrance)
+        return {split: self._live(split, augmented) for split in self.samples}
+
+    def _cached(self, split: str, phase: Phase, augmented: bool) -> Cached:
+        samples = self.samples[split]
+        finite = self.settings.augmentation.finite() if augmented and split == "train" else None
+        known = ((view, self._rows.get((phase.boundary, split, view))) for view in finite or [IDENTITY])
+        rows = [rows or self.rows(phase.boundary, split, samples, view) for view, rows in known]
         return Cached(rows, [sample.label for sample in samples])
+
+    def _live(self, split: str, augmented: bool) -> Live:
+        s = self.settings
+        return Live(
+            self.source, self.samples[split], s.size, s.data.fit, s.augmentation if augmented and split == "train" else None, s.seed
+        )
 
     def _hindrance(self, phase: Phase) -> str | None:
         """Why this phase's boundary can't be cached; None: it can."""
@@ -272,7 +284,9 @@ class Engine:
         computed = store.ensure(keys, compute, s.cache.max_gb * 1e9)
         seconds = time.monotonic() - began
         self.seconds["frozen"] += seconds
-        self._note(phase=boundary, split=split, view=str(view), mode="cached", computed=computed, rows=len(keys), seconds=round(seconds, 3))
+        self._note(
+            boundary=boundary, split=split, view=str(view), mode="cached", computed=computed, rows=len(keys), seconds=round(seconds, 3)
+        )
         if computed:
             self.say(f"{split}: {computed} pictures ran once through all below {boundary} in {seconds:.1f} s ({view})")
         else:
@@ -300,10 +314,9 @@ class Engine:
             "computed_by": {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__},
         }
 
-    def _note(self, phase: Phase | str, split: str, **facts: Any) -> None:
-        note = {"boundary": phase.boundary if isinstance(phase, Phase) else phase, "split": split, **facts}
-        if note not in self.notes:
-            self.notes.append(note)
+    def _note(self, **facts: Any) -> None:
+        if facts not in self.notes:
+            self.notes.append(facts)
 
 
 class _Viewed(Live):

@@ -1,0 +1,42 @@
+"""What every test stands on: folders of its own for caches and runs, no network, no other launcher's environment."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import pytest
+
+FOREIGN = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _surroundings(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("MPLCONFIGDIR", str(tmp_path_factory.mktemp("matplotlib")))
+    patch.setenv("WANDB_MODE", "offline")
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    for name in FOREIGN:
+        patch.delenv(name, raising=False)
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def executed(tmp_path):
+    """Runs overrides in this process, as a worker would: `executed(overrides, folder="name") -> Run`."""
+    from regraft import config, running, sweep
+    from regraft.graft import Run
+
+    numbers = itertools.count()
+
+    def execute(overrides, folder=None):
+        where = tmp_path / "runs" / (folder or f"run-{next(numbers)}")
+        [planned] = sweep.plan(config.Composer().jobs(["plots=false", *overrides, f"hydra.run.dir={where}"], multirun=False))
+        sweep.begin(planned, "a test", {"git": None, "packages": {}, "machine": {}})
+        running.execute(planned.folder, lambda what: None)
+        return Run(planned.folder.path)
+
+    assert "RANK" not in os.environ
+    return execute
