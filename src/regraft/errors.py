@@ -15,8 +15,15 @@ class Problem(NamedTuple):
     remedy: str
 
     def __str__(self) -> str:
-        given = "" if self.given is None else f" = {self.given}"
-        return f"{self.key}{given}: {self.remedy}"
+        return f"{self.what}: {self.remedy}"
+
+    def __hash__(self) -> int:  # a list may have been given
+        return hash((self.key, str(self.given), self.remedy))
+
+    @property
+    def what(self) -> str:
+        """`key = value`, as the user wrote it."""
+        return self.key if self.given is None else f"{self.key} = {shown(self.given)}"
 
 
 class UserError(Exception):
@@ -26,6 +33,23 @@ class UserError(Exception):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
+    def __reduce__(self) -> tuple[type[UserError], tuple[list[Problem]]]:
+        """So that it crosses from one process to another as it is."""
+        return type(self), (self.problems,)
+
+
+def shown(value: object) -> str:
+    """A value as it is written in an override: null, true, [a,b]."""
+    match value:
+        case None | bool():
+            return {None: "null", True: "true", False: "false"}[value]
+        case list() | tuple():
+            return f"[{','.join(map(shown, value))}]"
+        case dict():
+            return f"{{{','.join(f'{key}:{shown(each)}' for key, each in value.items())}}}"
+        case _:
+            return str(value)
+
 
 def either(choices: Iterable[object]) -> str:
     """`18, 34 or 50`: the choices as a reader would say them."""
@@ -33,7 +57,12 @@ def either(choices: Iterable[object]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}" if words else "nothing"
 
 
-def nearest(word: str, choices: Iterable[str], most: int = 3) -> str:
-    """`did you mean depth?`, or an empty string where nothing is near."""
-    near = get_close_matches(word, list(choices), n=most, cutoff=0.6)
-    return f"did you mean {either(near)}?" if near else ""
+def near(word: str, choices: Iterable[str], most: int = 3) -> list[str]:
+    """The choices that a misspelt word may mean, the likeliest first."""
+    return get_close_matches(word, list(choices), n=most, cutoff=0.6)
+
+
+def nearest(word: str, choices: Iterable[str], most: int = 3, at: str = "") -> str:
+    """`did you mean depth?`, or an empty string where nothing is near; `at`: the section that the choices are keys of."""
+    found = near(word, choices, most)
+    return f"did you mean {either(f'{at}.{each}' if at else each for each in found)}?" if found else ""

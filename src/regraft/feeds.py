@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from regraft.augment import IDENTITY, AugmentationSpec, View
 from regraft.batches import Batch, GlobalBatches, Share
 from regraft.datasets.pictures import fit
+from regraft.errors import UserError
 from regraft.hardware import Batch as Arithmetic
 
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ class Feed(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, share: Share) -> Batch:
-        return Batch(self.tensors(share), self.labels[share.picture], share)
+    def __getitems__(self, share: Share) -> Batch | UserError:
+        try:
+            return Batch(self.tensors(share), self.labels[share.picture], share)
+        except UserError as error:  # from a worker, torch would hand on its text only
+            return error
 
     def tensors(self, share: Share) -> Tensor:
         """[b, ...] for the share's rows"""
@@ -41,7 +45,7 @@ class Feed(Dataset[Batch]):
     def loader(self, batches: GlobalBatches, workers: int = 0) -> DataLoader[Batch]:
         """The feed's batches, in the sampler's order."""
         # torch's types know no sampler that yields whole shares
-        return DataLoader(self, batch_sampler=batches, collate_fn=_same, num_workers=workers, persistent_workers=workers > 0)  # type: ignore[arg-type]
+        return Loader(self, batch_sampler=batches, collate_fn=_same, num_workers=workers, persistent_workers=workers > 0)  # type: ignore[arg-type]
 
     def in_order(self, size: int, workers: int = 0) -> Iterator[Batch]:
         """The whole split, in order, plain, in batches of `size`."""
@@ -90,6 +94,16 @@ class Cached(Feed):
             return self.views[0].gather(share.picture)
         drawn = [self.views[view].gather(index[None]) for view, index in zip(share.view.tolist(), share.picture, strict=True)]
         return torch.cat(drawn)
+
+
+class Loader(DataLoader[Batch]):
+    """Raises the UserError that a worker met, as it is."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
 
 def fitted(picture: np.ndarray, size: int, how: Literal["crop", "squash", "pad"]) -> np.ndarray:
