@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 
 import regraft
-from regraft.datasets import GROUP, DatasetSpec
+from regraft.datasets import GROUP, DatasetSpec, layout
 from regraft.datasets import fingerprint as fingerprints
 from regraft.datasets.clipart import ROOT, rows
 from regraft.datasets.source import Sample, Source
@@ -580,3 +580,14 @@ print(GROUP.spec("folder").model_validate({values!r}).open(pathlib.Path({str(tmp
     mine = spec("folder", path=str(flat)).open(tmp_path / "cache").fingerprint()
     assert said == [(f"{mine}\n", "")] * 4  # no warning either: the memo served all of them
     assert opened == []
+
+
+@pytest.mark.parametrize("broken", [b"caf\xe9/1.png", b"b/caf\xe9.png"])
+def test_a_name_that_is_no_utf8_is_refused_with_its_bytes(tmp_path, broken):
+    for name in (b"a/1.png", b"b/1.png", broken):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(b"x")
+    with pytest.raises(UserError, match=r"caf\\udce9.* is no UTF-8"):
+        list(layout.pictures(layout.find(str(tmp_path)), layout.find(str(tmp_path)).classes))

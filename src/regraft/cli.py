@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from regraft import __version__
 from regraft.errors import Problem, UserError, nearest
@@ -41,9 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             known = [flag for action in VERBS[words[0]][1] for flag in action[0] if flag.startswith("-")]
             hint = nearest(strange[0], known) or f"regraft {words[0]} --help shows them"
             raise UserError(Problem(strange[0], None, f"no such option of {words[0]}; {hint}"))
+        if rest and "overrides" not in options:
+            raise UserError(Problem(rest[0], None, f"{words[0]} takes no more than regraft {words[0]} --help shows"))
         if rest:
-            options.overrides = [*getattr(options, "overrides", []), *rest]
-        return int(VERBS[words[0]][0](options))
+            options.overrides += rest
+        status = int(VERBS[words[0]][0](options))
+        sys.stdout.flush()  # here, where a reader that has gone is no error
+        return status
     except UserError as error:
         _tell(error)
         return 2
@@ -115,12 +119,12 @@ def _print_config(job: Any, what: str) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from regraft import config
+    from regraft import config, sweep
 
-    jobs = config.Composer(options.config_name, options.config_dir).jobs(options.overrides, options.multirun)
-    first = jobs[0].settings
-    print(f"{len(jobs)} run{'s' if len(jobs) > 1 else ''}, nothing wrong")
-    if len(jobs) == 1:
+    planned = sweep.plan(config.Composer(options.config_name, options.config_dir).jobs(options.overrides, options.multirun))
+    first, done = planned[0].job.settings, sum(each.done for each in planned)
+    print(f"{len(planned)} run{'s' if len(planned) > 1 else ''}, nothing wrong{f'; {done} done already' if done else ''}")
+    if len(planned) == 1:
         batch = first.batch
         division = f"{batch.devices} devices x {batch.micro} pictures x {batch.accumulate} micro-batches"
         print(
@@ -128,8 +132,8 @@ def _check(options: argparse.Namespace) -> int:
         )
         print(f"augmentation {first.augmentation.name}, {first.trainer.max_epochs} epochs")
         print(f"  batch {batch.size} = {division}, on {first.hardware.accelerator()}")
-    for job in jobs if len(jobs) > 1 else ():
-        print(f"  {shlex.join(job.overrides)}")
+    for each in planned:
+        print(f"  {_shown(each.folder.path)}  {shlex.join(each.job.overrides)}".rstrip())
     return 0
 
 
@@ -143,7 +147,7 @@ def _list(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from regraft import load
 
-    run = load(options.run)
+    run = load(_run_folder(options.run))
     recorded, found = run.metrics, run.evaluate()
     if options.json:
         print(json.dumps(found, indent=2))
@@ -162,8 +166,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from regraft import load
 
+    run = load(_run_folder(options.run))
     files = [file for word in options.files for file in _pictures(Path(word))]
-    run = load(options.run)
     top = min(options.top, len(run.classes))
     width = max(map(len, run.classes))
     for path, scores in run.predict(files):
@@ -174,6 +178,21 @@ def _predict(options: argparse.Namespace) -> int:
         else:
             print(f"{path}  {'  '.join(f'{name:<{width}} {score:.3f}' for name, score in ranked)}")
     return 0
+
+
+def _run_folder(word: str) -> Path:
+    """Raises UserError, with the nearest name or the run folders inside, for a folder that is none."""
+    path, record = Path(word).expanduser(), "record.json"
+    if (path / record).is_file():
+        return path
+    if not path.is_dir():
+        there = [str(each) for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+        raise UserError(
+            Problem("RUN", word, f"no such folder; {nearest(str(path), there) or 'name a run folder, as regraft train tells it'}")
+        )
+    inside = sorted(str(each.parent) for each in path.glob(f"*/{record}"))
+    hint = f"it holds some: {', '.join(inside[:3])}" if inside else "name one, as regraft train tells it"
+    raise UserError(Problem("RUN", word, f"not a run folder: it has no {record}; {hint}"))
 
 
 def _pictures(path: Path) -> list[Path]:
@@ -203,8 +222,7 @@ def _tell(error: UserError) -> None:
     count = len(error.problems)
     print(f"regraft: {count} problems" if count > 1 else "regraft: a problem", file=sys.stderr)
     for problem in error.problems:
-        given = "" if problem.given is None else f" = {problem.given}"
-        print(f"  {problem.key}{given}\n      {problem.remedy}", file=sys.stderr)
+        print(f"  {problem.what}\n      {problem.remedy}", file=sys.stderr)
 
 
 _CONFIG: list[tuple[tuple[str, ...], dict[str, Any]]] = [
@@ -250,8 +268,15 @@ VERBS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] 
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake as every other mistake is told."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(Problem(self.prog, None, f"{message}; {self.prog} --help shows what it takes"))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("regraft", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser("regraft", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"regraft {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name, (_, arguments, about) in VERBS.items():

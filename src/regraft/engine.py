@@ -8,13 +8,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
-import timm
 import torch
-import torchvision
 from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
+from rich.progress import track
 from torch import Tensor
 
 from regraft import freeze, weights
@@ -156,10 +156,11 @@ class Engine:
         feed, device = self.feeds(self.lowest, augmented=False)[split], _device(self.settings)
         self.chain.to(device).eval()
         found = [torch.empty(0, len(self.source.classes))]
-        for batch in feed.in_order(1024 if feed.cached else EXTRACT, 0 if feed.cached else self.settings.hardware.readers()):
-            x = batch.x.to(device)
-            logits = self.chain(x.float(), start=self.lowest.boundary) if feed.cached else self.chain(self.chain.prepare(x))
-            found.append(logits.float().cpu())
+        with _autocast(device, self.settings.hardware.precision):
+            for batch in feed.in_order(1024 if feed.cached else EXTRACT, 0 if feed.cached else self.settings.hardware.readers()):
+                x = batch.x.to(device)
+                logits = self.chain(x.float(), start=self.lowest.boundary) if feed.cached else self.chain(self.chain.prepare(x))
+                found.append(logits.float().cpu())
         return torch.cat(found)
 
     def _phase(
@@ -271,12 +272,14 @@ class Engine:
         s, device = self.settings, _device(self.settings)
         store = Store(s.cache.folder(), self._description(boundary, view))
         self.chain.to(device).requires_grad_(False).eval()
-        dtype = torch.bfloat16 if s.cache.dtype == "bfloat16" else torch.float32
+        dtype = getattr(torch, s.cache.dtype)
 
         def compute(missing: list[int]) -> Iterable[Tensor]:
             live = _Viewed(self.source, [samples[position] for position in missing], s.size, s.data.fit, view)
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-                for batch in live.in_order(EXTRACT, s.hardware.readers()):
+            with torch.inference_mode(), _autocast(device, {"bfloat16": "bf16", "float32": "fp32"}[s.cache.dtype]):
+                batches = live.in_order(EXTRACT, s.hardware.readers())
+                total = -(-len(missing) // EXTRACT)
+                for batch in track(batches, f"{split}, once", total, transient=True, disable=not self.show):
                     yield self.chain(self.chain.prepare(batch.x.to(device)), stop=boundary).to(dtype).cpu()
 
         keys = [sample.sha256 for sample in samples]
@@ -311,7 +314,7 @@ class Engine:
             "weights": weights.fingerprint(state),
             "boundary": boundary,
             "dtype": s.cache.dtype,
-            "computed_by": {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__},
+            "computed_by": {package: metadata.version(package) for package in ("torch", "torchvision", "timm")},
         }
 
     def _note(self, **facts: Any) -> None:
@@ -335,6 +338,11 @@ def _forward(batch: Arithmetic) -> Arithmetic:
 def _device(settings: Settings) -> torch.device:
     kind = settings.hardware.accelerator()
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if kind == "gpu" else torch.device(kind)
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    """What Lightning computes in, for passes of our own."""
+    return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "fp32")
 
 
 def quiet() -> None:

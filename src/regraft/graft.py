@@ -17,7 +17,6 @@ from torch import Tensor
 from regraft import streams, weights
 from regraft.chain import Chain
 from regraft.datasets import pictures
-from regraft.engine import Engine
 from regraft.errors import Problem, UserError
 from regraft.feeds import fitted
 from regraft.record import MODEL, RunFolder
@@ -26,6 +25,7 @@ from regraft.settings import Settings, settings
 if TYPE_CHECKING:
     from regraft.chain import Backbone
     from regraft.datasets.source import Source
+    from regraft.engine import Engine
 
 State = dict[str, Tensor]
 
@@ -115,6 +115,8 @@ class Run:
 
     def evaluate(self) -> dict[str, float]:
         """The metrics, measured again from weights and data; live, so that nothing is read from the cache."""
+        from regraft.engine import Engine  # and Lightning with it, which predict can do without
+
         live = replace(self.settings, cache=self.settings.cache.model_copy(update={"mode": "off"}))
         engine = Engine(live, self.chain, self.source, self.folder, lambda text: None, False)
         return {name: value for split in engine.samples for name, value in measure(engine, split)[0].items()}

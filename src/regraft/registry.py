@@ -6,10 +6,11 @@ the YAML file of the same name holds the values. A *group* is a table of specs t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import metadata
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,7 +28,7 @@ def doc(text: str, *, decides: bool = True, path: bool = False, **rules: Any) ->
 class Spec(BaseModel):
     """What one group entry takes. Unknown keys are refused; values are not converted; a spec never changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True, protected_namespaces=())
 
     def problems(self) -> list[Problem]:
         """Mistakes that types can't see (a missing path, an unknown class), found without torch; keys are relative to the spec."""
@@ -101,30 +102,71 @@ def parse(spec: type[Spec], values: Mapping[str, Any], at: str) -> Spec:
     try:
         return spec.model_validate(dict(values))
     except ValidationError as error:
-        raise UserError(_problem(spec, values, at, detail) for detail in error.errors()) from None
+        details = sorted(error.errors(), key=lambda detail: detail["type"] == "missing")  # a misspelt key explains a missing one
+        raise UserError(_problems(spec, values, at, details)) from None
 
 
-def _problem(spec: type[Spec], values: Mapping[str, Any], at: str, detail: Any) -> Problem:
-    """One of pydantic's errors as key, value and remedy."""
-    path = [str(part) for part in detail["loc"]]
-    key = ".".join([at, *path] if at else path)
-    field = path[0] if path else ""
+def _problems(spec: type[Spec], values: Mapping[str, Any], at: str, details: Sequence[Any]) -> Iterator[Problem]:
+    """Pydantic's errors as key, value and remedy; those of one key (elements of a list, branches of a union) are one problem."""
     owner = str(values.get("name") or at)
+    fields: dict[str, list[Any]] = {}
+    for detail in details:
+        fields.setdefault(str(detail["loc"][0]), []).append(detail)
+    for field, alike in fields.items():
+        key, first = f"{at}.{field}" if at else field, alike[0]
+        value = values.get(field)
+        given = "null" if value is None else value
+        match first["type"]:
+            case "extra_forbidden":
+                yield Problem(key, given, f"no such key; {_near(spec, field, at) or _takes(spec, owner)}")
+            case "missing":
+                yield Problem(key, None, f"a value is needed: {spec.model_fields[field].description}")
+            case "literal_error" if len(alike) == 1:
+                yield Problem(key, given, f"{owner} has {field} {_needed(first)}")
+            case "string_type" if len(first["loc"]) < 2 or isinstance(value, list):
+                quoted = json.dumps([str(each) for each in value] if isinstance(value, list) else str(value), ensure_ascii=False)
+                yield Problem(key, given, f"text is needed, in quotes that the shell leaves: '{key}={quoted}'")
+            case "value_error":
+                yield Problem(key, given, str(first["ctx"]["error"]))
+            case _:
+                about = spec.model_fields[field].description
+                yield Problem(key, given, f"{' or '.join(dict.fromkeys(map(_needed, alike)))} is needed ({about})")
+
+
+def _near(spec: type[Spec], field: str, at: str) -> str:
+    return nearest(field, [name for name in spec.model_fields if name != "name"], at=at)
+
+
+def _takes(spec: type[Spec], owner: str) -> str:
+    known = [name for name in spec.model_fields if name != "name"]
+    return f"{owner} takes {', '.join(known)}" if known else f"{owner} takes no keys"
+
+
+def _needed(detail: Any) -> str:
+    """What would have been taken, in a user's words rather than in pydantic's."""
+    limits = detail.get("ctx", {})
     match detail["type"]:
-        case "extra_forbidden":
-            known = [name for name in spec.model_fields if name != "name"]
-            takes = f"{owner} takes {either(known)}" if known else f"{owner} takes no keys"
-            return Problem(key, detail["input"], f"no such key; {nearest(field, known) or takes}")
-        case "missing":
-            return Problem(key, None, f"a value is needed: {spec.model_fields[field].description}")
+        case "int_type" | "int_from_float" | "int_parsing":
+            return "a whole number"
+        case "float_type" | "float_parsing" | "finite_number":
+            return "a number"
+        case "bool_type":
+            return "true or false"
+        case "string_type":
+            return "text"
+        case "list_type":
+            return "a list [a,b]"
+        case "greater_than_equal":
+            return f"at least {limits['ge']}"
+        case "greater_than":
+            return f"more than {limits['gt']}"
+        case "less_than_equal":
+            return f"at most {limits['le']}"
+        case "less_than":
+            return f"less than {limits['lt']}"
         case "literal_error":
-            return Problem(key, detail["input"], f"{owner} has {field} {either(_choices(spec, field)) or detail['ctx']['expected']}")
-        case "value_error":
-            return Problem(key, detail["input"], str(detail["ctx"]["error"]))
+            return str(limits["expected"]).replace("'", "")
+        case "too_short" | "too_long":
+            return f"a list of {limits.get('min_length') or limits.get('max_length')} values"
         case _:
-            about = spec.model_fields[field].description if field in spec.model_fields else ""
-            return Problem(key, detail["input"], f"{detail['msg'].lower()} ({about})" if about else detail["msg"].lower())
-
-
-def _choices(spec: type[Spec], field: str) -> tuple[Any, ...]:
-    return get_args(spec.model_fields[field].annotation)
+            return f"something else ({detail['msg'].lower()})"

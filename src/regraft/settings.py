@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from regraft import augment, datasets, freeze, hardware, heads, launchers, loggers, losses, models, optim, schedules, tasks
+from pydantic import Field
+
+from regraft import augment, datasets, freeze, hardware, heads, launchers, loggers, losses, models, optim, schedules, tasks, weights
 from regraft.cache import CacheSpec
-from regraft.errors import Problem, UserError, nearest
+from regraft.errors import Problem, UserError, nearest, shown
 from regraft.files import digest
 from regraft.hardware import Batch, divide
-from regraft.registry import Group, Spec, decides, doc, parse
+from regraft.registry import Group, Spec, doc, parse
 
 
 class DataSpec(Spec):
     """The config section `data`: how pictures become batches."""
 
     batch_size: int = doc("pictures of a global batch, whatever the number of devices", ge=1)
-    size: int | Literal["auto"] = doc("side of the square pictures that the net sees, px; auto: the dataset's own")
+    size: Annotated[int, Field(ge=1)] | Literal["auto"] = doc("side of the square pictures that the net sees, px; auto: the dataset's own")
     fit: Literal["crop", "squash", "pad"] = doc("how a picture becomes square: crop its middle, squash it, pad it with white")
 
 
@@ -58,6 +62,7 @@ GROUPS: dict[str, Group] = {
 }
 SECTIONS: dict[str, type[Spec]] = {"data": DataSpec, "trainer": TrainerSpec, "cache": CacheSpec, "sweep": SweepSpec}
 PLAIN = ("seed", "plots")
+MISSING = "???"  # what a mandatory value that nobody gave looks like in YAML
 UNDECIDING = ("logger", "launcher", "sweep")  # groups and sections that no result depends on
 FILES_GROUPS = ("experiment",)  # groups of YAML files without a spec: they set other groups' keys
 
@@ -100,7 +105,7 @@ class Settings:
             value = getattr(self, key)
             if isinstance(value, dict):
                 yield from ((f"{key}.{name}", each) for name, each in value.items())
-            else:
+            elif value is not None:
                 yield key, value
 
     def run_id(self, data: str, weights: str) -> str:
@@ -110,43 +115,64 @@ class Settings:
 
 
 def settings(config: Mapping[str, Any]) -> Settings:
-    """A resolved config as specs. Builds nothing. Raises UserError with every mistake in it."""
-    problems = [Problem(key, None, _unknown(key)) for key in config if key not in (*GROUPS, *SECTIONS, *PLAIN)]
+    """A resolved config as specs. Builds nothing and looks at no file. Raises UserError with every mistake in it."""
+    whole, problems = _parsed(config)
+    if problems:
+        raise UserError(problems)
+    return whole
+
+
+def checked(config: Mapping[str, Any]) -> Settings:
+    """As `settings`, and it can run here: files and GPUs are there, numbers fit each other. Raises UserError with every mistake."""
+    whole, problems = _parsed(config)
+    for at, spec in whole.specs():
+        problems += [problem._replace(key=f"{at}.{problem.key}") for problem in spec.problems()]
+    wrong = {problem.key.split(".")[0] for problem in problems}
+    for sections, rule in RULES.items():
+        if wrong.isdisjoint(sections):
+            _collect(problems, rule, whole)
+    if problems:
+        raise UserError(problems)
+    return whole
+
+
+def _parsed(config: Mapping[str, Any]) -> tuple[Settings, list[Problem]]:
+    """The settings, None where a section has a mistake, and the mistakes."""
+    problems = [_stranger(key, value) for key, value in config.items() if key not in (*GROUPS, *SECTIONS, *PLAIN)]
     built: dict[str, Any] = {}
     for key, group in GROUPS.items():
         section = config.get(key)
         if key == "logger":
-            built[key] = {}
-            for name, values in (section if isinstance(section, Mapping) else {}).items():
-                built[key][name] = _collect(problems, _entry, group, values, f"{key}.{name}")
+            named = section.items() if isinstance(section, Mapping) else ()
+            entries = {name: _collect(problems, _entry, group, values, f"{key}.{name}") for name, values in named}
+            built[key] = {name: entry for name, entry in entries.items() if entry}
         else:
             built[key] = _collect(problems, _entry, group, section, key)
     for key, spec in SECTIONS.items():
         section = config.get(key)
-        if not isinstance(section, Mapping):
-            problems.append(Problem(key, section, f"a section is needed, with {', '.join(spec.model_fields)}"))
-        else:
-            built[key] = _collect(problems, parse, spec, section, key)
+        built[key] = _collect(problems, _section, spec, section, key)
     seed, plots = config.get("seed"), config.get("plots")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        problems.append(Problem("seed", seed, "a whole number of at least 0 is needed"))
+        problems.append(Problem("seed", shown(seed), "a whole number of at least 0 is needed"))
     if plots is not None and not isinstance(plots, bool):
-        problems.append(Problem("plots", plots, "true, false, or null: for single runs and not in a sweep"))
-    if problems:
-        raise UserError(problems)
-    whole = Settings(seed=seed, plots=plots, **built)  # type: ignore[arg-type]
-    _rules(whole)
-    return whole
+        problems.append(Problem("plots", plots, "true, false or null is needed (null: pictures for single runs, none in a sweep)"))
+    return Settings(seed=seed, plots=plots, **built), problems  # type: ignore[arg-type]
 
 
 def _entry(group: Group, values: Any, at: str) -> Spec:
     """One group's chosen entry as its spec."""
     if not isinstance(values, Mapping) or "name" not in values:
-        raise UserError(Problem(at, values, f"choose one: {group.name}={'|'.join(group.names())}"))
-    return parse(group.spec(values["name"]), values, at)
+        raise UserError(Problem(at, None, f"choose one: {group.name}={'|'.join(group.names())}"))
+    return _section(group.spec(values["name"]), values, at)
 
 
-def _collect(problems: list[Problem], make: Any, *arguments: Any) -> Any:
+def _section(spec: type[Spec], values: Any, at: str) -> Spec:
+    if not isinstance(values, Mapping):
+        raise UserError(Problem(at, values, f"a section is needed, with {', '.join(spec.model_fields)}"))
+    return parse(spec, {key: value for key, value in values.items() if value != MISSING}, at)
+
+
+def _collect(problems: list[Problem], make: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return make(*arguments)
     except UserError as error:
@@ -154,22 +180,41 @@ def _collect(problems: list[Problem], make: Any, *arguments: Any) -> Any:
         return None
 
 
-def _rules(whole: Settings) -> None:
-    """What no spec can see alone."""
-    problems = [problem._replace(key=f"{at}.{problem.key}") for at, spec in whole.specs() for problem in spec.problems()]
-    _collect(problems, lambda: whole.batch)
+def _epochs(whole: Settings) -> None:
     least = whole.freeze.least_epochs()
     if whole.trainer.max_epochs < least:
-        problems.append(Problem("trainer.max_epochs", whole.trainer.max_epochs, f"freeze={whole.freeze.name} needs at least {least}"))
+        raise UserError(Problem("trainer.max_epochs", whole.trainer.max_epochs, f"freeze={whole.freeze.name} needs at least {least}"))
+
+
+def _cacheable(whole: Settings) -> None:
     if whole.cache.mode == "require" and whole.augmentation.finite() is None:
-        problems.append(Problem("cache.mode", "require", f"augmentation={whole.augmentation.name} is random and runs live; auto works"))
-    if problems:
-        raise UserError(problems)
+        raise UserError(Problem("cache.mode", "require", f"augmentation={whole.augmentation.name} is random and runs live; auto works"))
 
 
-def _unknown(key: str) -> str:
-    known = [*GROUPS, *SECTIONS, *PLAIN]
-    return f"no such key; {nearest(key, known) or 'there are ' + ', '.join(known)}"
+def _weights(whole: Settings) -> None:
+    given, published = whole.model.weights, whole.model.published()
+    path = Path(given).expanduser()
+    _origin(given, published.identity if published else None, path.stat().st_mtime_ns if path.exists() else None)
+
+
+@cache  # a file of weights is read for its hash: once for all points of a sweep
+def _origin(given: str, published: str | None, changed: int | None) -> weights.Origin:
+    return weights.origin(given, published)
+
+
+RULES: dict[tuple[str, ...], Callable[[Settings], object]] = {  # what no spec sees alone, and the sections that must be right for it
+    ("model",): _weights,
+    ("data", "hardware"): lambda whole: whole.batch,
+    ("freeze", "trainer"): _epochs,
+    ("cache", "augmentation"): _cacheable,
+}
+
+
+def _stranger(key: str, value: object) -> Problem:
+    known = [*GROUPS, *FILES_GROUPS, *SECTIONS, *PLAIN]
+    return Problem(
+        key, None if isinstance(value, Mapping) else shown(value), f"no such key; {nearest(key, known) or 'there are ' + ', '.join(known)}"
+    )
 
 
 def paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -184,4 +229,4 @@ def paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield section, key
 
 
-__all__ = ["GROUPS", "SECTIONS", "Settings", "decides", "paths", "settings"]
+__all__ = ["GROUPS", "SECTIONS", "Settings", "checked", "paths", "settings"]

@@ -93,7 +93,7 @@ class Digits(_Splitting):
 class Folder(_Splitting):
     """Your own pictures: PATH/<class>/*, or PATH/<split>/<class>/* with split folders train, val (valid, validation) and test."""
 
-    path: str = doc("folder of your pictures, laid out as PATH/<class>/* or PATH/<split>/<class>/*", decides=False)
+    path: str = doc("folder of your pictures, laid out as PATH/<class>/* or PATH/<split>/<class>/*", decides=False, path=True)
 
     def open(self, cache: Path) -> Source:
         from regraft.datasets import folder

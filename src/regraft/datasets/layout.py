@@ -103,12 +103,23 @@ def _entries(place: Path, root: Path) -> Iterator[os.DirEntry[str]]:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
+                if not _readable(entry.name):
+                    remedy = f"{entry.path!a} has a name that is no UTF-8, which no table could hold; rename it"
+                    raise _refused(str(root), remedy)
                 if entry.is_symlink() and not Path(target := os.path.realpath(entry.path)).is_relative_to(root):
                     remedy = f"{entry.path} is a link that leaves the folder, to {target}; copy the data in its place, or remove the link"
                     raise _refused(str(root), remedy)
                 yield entry
     except OSError as error:
         raise _refused(str(root), f"{place} can't be listed ({error.strerror}); make it readable, or move it elsewhere") from None
+
+
+def _readable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of another encoding, which Python carries as lone surrogates
+        return False
+    return True
 
 
 def _classes(path: str, root: Path, place: Path, classes: list[str]) -> list[str]:

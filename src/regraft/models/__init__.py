@@ -35,7 +35,7 @@ class Published:
 class ModelSpec(Named):
     """One family of backbones. An entry of its own gives `build` and, if weights are published for it, `published`."""
 
-    weights: str = doc("imagenet, none, or the path of a weights file or of an earlier run", decides=False)
+    weights: str = doc("imagenet, none, or the path of a weights file or of an earlier run", decides=False, path=True)
 
     def published(self) -> Published | None:
         """What weights=imagenet means here; None: nothing."""
