@@ -290,10 +290,11 @@ class Engine:
         self._note(
             boundary=boundary, split=split, view=str(view), mode="cached", computed=computed, rows=len(keys), seconds=round(seconds, 3)
         )
+        seen = "" if view == IDENTITY else f" ({view})"
         if computed:
-            self.say(f"{split}: {computed} pictures ran once through all below {boundary} in {seconds:.1f} s ({view})")
+            self.say(f"{split}{seen}: {computed} pictures ran once through all below {boundary} in {seconds:.1f} s")
         else:
-            self.say(f"{split}: {len(keys)} pictures read from the cache at {boundary} ({view})")
+            self.say(f"{split}{seen}: {len(keys)} pictures read from the cache at {boundary}")
         rows = self._rows[boundary, split, view] = store.open(keys)
         return rows
 

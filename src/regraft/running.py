@@ -33,6 +33,7 @@ def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
     `show`: draw progress bars. Raises UserError for what a user can mend; the folder then still says `running`.
     """
     launched = folder.record["times"]["launched"]
+    start = time.time() - launched
     quiet()
     rank = int(os.environ.get("RANK", 0))
     s, record = settings(folder.config), folder.record
@@ -42,7 +43,7 @@ def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
     _splits(source, s)
     chain, origin = build(s, len(source.classes))
     kept = weights.Kept(s.cache.folder())
-    start = state_of(chain)
+    before = state_of(chain)
     engine = Engine(s, chain, source, folder, lambda text: say(text) if rank == 0 else None, show and rank == 0)
     warned = _warnings(chain, engine.phases, s)
     phases = [phase.plain() | {"stages": _stages(chain, phase, s)} for phase in engine.phases]
@@ -50,7 +51,7 @@ def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
         "weights": {
             "source": s.model.weights,
             "identity": origin.identity,
-            "sha256": kept.put(start) if rank == 0 else None,
+            "sha256": kept.put(before) if rank == 0 else None,
             "lineage": weights.lineage(RunFolder(origin.path).record) if origin.kind == "run" and origin.path else [],
         },
         "phases": phases,
@@ -78,7 +79,7 @@ def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
         state = chain.state_dict()
         weights.save(folder / MODEL, {name: state[name] for name in sorted(engine.changing)})
         _draw(folder, source, s, warned)
-        seconds = {**engine.seconds, "evaluate": measured - done, "total": time.time() - launched}
+        seconds = {"start": start, **engine.seconds, "evaluate": measured - done, "total": time.time() - launched}
         best = engine.best
         folder.finish(
             metrics=metrics,

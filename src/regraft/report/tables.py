@@ -213,8 +213,8 @@ def _kept(record: Mapping[str, Any]) -> list[str]:
 
 
 def _times(record: Mapping[str, Any]) -> list[str]:
-    times = {name: _at(record, f"times.{name}") for name in ("total", "frozen", "train", "evaluate")}
-    words = {"frozen": "frozen part", "train": "training", "evaluate": "evaluation"}
+    times = {name: _at(record, f"times.{name}") for name in ("total", "start", "frozen", "train", "evaluate")}
+    words = {"start": "start-up", "frozen": "frozen part", "train": "training", "evaluate": "evaluation"}
     parts = ", ".join(f"{_duration(times[name])} {word}" for name, word in words.items() if _known(times[name]))
     whole = f"{_duration(times['total'])} in all" if _known(times["total"]) else ""
     return [": ".join(filter(None, (whole, parts)))] if whole or parts else []
