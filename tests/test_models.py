@@ -265,7 +265,7 @@ def test_where_nothing_is_published_imagenet_is_refused() -> None:
     ("entry", "wrong", "told"),
     [
         ("resnet", {"depth": 20}, "18, 34, 50, 101 or 152"),
-        ("mlp", {"width": 0}, "greater than or equal to 1"),
+        ("mlp", {"width": 0}, "at least 1 is needed"),
         ("mlp", {"dropout": 1.0}, "less than 1"),
         ("efficientnet_lite", {"variant": 4}, "efficientnet_lite has variant 0"),
     ],

@@ -133,7 +133,7 @@ def test_no_interval_of_nothing(correct: int, n: int) -> None:
 def test_stages_says_what_each_phase_trains() -> None:
     text = shown(tables.stages([{**phase, "rows": phase["stages"]} for phase in (PROBE, TUNE)]))
     lines = {line.split()[0]: words(line) for line in text.splitlines() if line.strip()}
-    assert lines["layer1"] == "layer1 8 x 4 x 4 3,000,000 frozen train lr 0.0001"
+    assert lines["layer1"] == "layer1 8 x 4 x 4 3,000,000 frozen, eval train lr 0.0001"
     assert lines["head"] == "head 8 x 4 x 4 1,000 train lr 0.001 train lr 0.0001"
     assert lines["total"] == "total 3,001,864 1,000 train 3,001,864 train"
     assert "2 epochs" in text

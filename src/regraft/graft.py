@@ -100,10 +100,11 @@ class Run:
     @cached_property
     def chain(self) -> Chain:
         """The trained net, in eval mode. Raises UserError where the weights that it started from are not to be had."""
-        backbone = _backbone(self.settings)
-        weights.load(backbone.module, self._start(), str(self.folder.path), None)
+        backbone, trained = _backbone(self.settings), weights.read(self.folder / MODEL)
+        if any(f"backbone.{name}" not in trained for name in backbone.module.state_dict()):
+            weights.load(backbone.module, self._start(), str(self.folder.path), None)
         chain = _graft(backbone, self.settings, len(self.classes))
-        weights.load(chain, chain.state_dict() | weights.read(self.folder / MODEL), str(self.folder / MODEL), None)
+        weights.load(chain, chain.state_dict() | trained, str(self.folder / MODEL), None)
         return chain.eval().requires_grad_(False)
 
     @cached_property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from regraft import hardware, weights
+from regraft import weights
 from regraft.chain import Chain
 from regraft.engine import Engine, quiet
 from regraft.errors import Problem, UserError
@@ -37,12 +37,10 @@ def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
     quiet()
     rank = int(os.environ.get("RANK", 0))
     s, record = settings(folder.config), folder.record
-    torch.set_num_threads(max(1, hardware.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     source = s.dataset.open(s.cache.folder())
     same_data(source, record)
     _splits(source, s)
     chain, origin = build(s, len(source.classes))
-    kept = weights.Kept(s.cache.folder())
     before = state_of(chain)
     engine = Engine(s, chain, source, folder, lambda text: say(text) if rank == 0 else None, show and rank == 0)
     warned = _warnings(chain, engine.phases, s)
@@ -51,7 +49,7 @@ def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
         "weights": {
             "source": s.model.weights,
             "identity": origin.identity,
-            "sha256": kept.put(before) if rank == 0 else None,
+            "sha256": weights.fingerprint(before),
             "lineage": weights.lineage(RunFolder(origin.path).record) if origin.kind == "run" and origin.path else [],
         },
         "phases": phases,
@@ -67,15 +65,20 @@ def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
     if rank == 0:
         from regraft.report import tables
 
+        if set(chain.state_dict()) - engine.changing:  # what stays frozen is kept once, for all runs that share it
+            weights.Kept(s.cache.folder()).put(before)
         folder.update(**facts)
         say(tables.stages([{**phase, "rows": phase["stages"]} for phase in phases]))
         for warning in warned:
             say(f"warning: {warning}")
-    engine.train([logger for spec in s.logger.values() if (logger := spec.build(folder.path, record["run_id"], folder.config))], rank)
+    loggers = [logger for spec in s.logger.values() if (logger := spec.build(folder.path, record["run_id"], folder.config))]
+    engine.train(loggers, rank)
     if rank == 0:  # alone, over whole splits: no padded duplicate is counted
         done = time.monotonic()
         metrics = _measure(engine, folder)
         measured = time.monotonic()
+        for logger in loggers:
+            logger.log_metrics({name: value for name, value in metrics.items() if name.startswith("test/")})
         state = chain.state_dict()
         weights.save(folder / MODEL, {name: state[name] for name in sorted(engine.changing)})
         _draw(folder, source, s, warned)

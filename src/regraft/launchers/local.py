@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from regraft.hardware import cores
 from regraft.record import LOG, RunFolder
 from regraft.worker import end_with_parent
 
@@ -33,7 +34,7 @@ def launch(folder: RunFolder, devices: int, show: bool) -> dict[str, Any]:
         if show:
             quiet = {"stderr": log} if devices > 1 else {}
         worker = subprocess.Popen(
-            command, env=environment(), stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent, **quiet
+            command, env=environment(devices), stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent, **quiet
         )
         previous = {number: signal.signal(number, _interrupted) for number in (signal.SIGTERM,) if _main_thread()}
         try:
@@ -50,9 +51,13 @@ def launch(folder: RunFolder, devices: int, show: bool) -> dict[str, Any]:
     return folder.record
 
 
-def environment() -> dict[str, str]:
-    """This process's environment without what another launcher has left in it: a worker must not take part in a stranger's world."""
-    return {k: v for k, v in os.environ.items() if k not in FOREIGN and not k.startswith(FOREIGN_PREFIXES)}
+def environment(devices: int) -> dict[str, str]:
+    """This process's environment without what another launcher has left in it: a worker must not take part in a stranger's world.
+
+    The cores are shared out among the ranks, unless OMP_NUM_THREADS says otherwise.
+    """
+    own = {name: value for name, value in os.environ.items() if name not in FOREIGN and not name.startswith(FOREIGN_PREFIXES)}
+    return {"OMP_NUM_THREADS": str(max(1, cores() // devices)), **own}
 
 
 def _first_error(folder: RunFolder) -> dict[str, Any] | None:

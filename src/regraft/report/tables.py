@@ -87,7 +87,7 @@ def _stages(phases: Sequence[Mapping[str, Any]]) -> Table:
 def _treatment(row: Mapping[str, Any]) -> str:
     """What a phase does with a stage; the mode is told where it is not the one to expect."""
     if not row.get("trains"):
-        return "frozen, in train mode" if row.get("mode") == "train" else "frozen"
+        return "frozen, in train mode" if row.get("mode") == "train" else "frozen, eval"
     if not row.get("parameters"):
         return DASH
     rate = "" if row.get("lr") is None else f" lr {row['lr']:.4g}"
