@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
+from pytorch_lightning.callbacks import Checkpoint
 from rich.progress import track
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from regraft.errors import Problem, UserError
 from regraft.feeds import Cached, Feed, Live
 from regraft.freeze import Phase
 from regraft.hardware import Batch as Arithmetic
+from regraft.progress import Bar
 from regraft.record import CHECKPOINT, METRICS, Metrics, RunFolder
 
 if TYPE_CHECKING:
@@ -62,13 +63,14 @@ class Best:
 class Epochs(Checkpoint):
     """What happens at the end of each epoch: metrics are written, the best epoch is kept, a checkpoint is made."""
 
-    def __init__(self, folder: RunFolder, settings: Settings, number: int, first_epoch: int, best: Best) -> None:
+    def __init__(self, folder: RunFolder, settings: Settings, number: int, first_epoch: int, best: Best, bar: Bar | None) -> None:
         self.folder, self.spec, self.number, self.first_epoch, self.best = folder, settings.trainer, number, first_epoch, best
         self.metrics = Metrics(folder / METRICS)
         self.waited = 0  # epochs since trainer.monitor was better than `peak`
         self.peak: float | None = None
         self._saved = time.monotonic()
         self._over = False
+        self._bar = bar
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         epoch = self.first_epoch + trainer.current_epoch
@@ -77,6 +79,8 @@ class Epochs(Checkpoint):
             self.metrics.append(module.phase.name, epoch, trainer.global_step, found | {"lr": trainer.optimizers[0].param_groups[-1]["lr"]})
         for logger in trainer.loggers:
             logger.log_metrics({**found, "epoch": float(epoch)}, step=epoch)
+        if self._bar:
+            self._bar.epoch_ended(found[self.spec.monitor])
         self._judge(epoch, found[self.spec.monitor], module)
         if self.spec.patience is not None and self.waited >= self.spec.patience:
             trainer.should_stop = True
@@ -193,14 +197,15 @@ class Engine:
             changing=self.changing,
             cached=feeds["train"].cached,
         )
-        epochs = Epochs(self.folder, s, number, first_epoch, self.best)
+        bar = Bar(s.trainer.monitor) if self.show else None
+        epochs = Epochs(self.folder, s, number, first_epoch, self.best, bar)
         if resumed:
             epochs.waited, epochs.peak = resumed["waited"], resumed["peak"]
         trainer = pl.Trainer(
             max_epochs=phase.epochs,
-            callbacks=[epochs, *([RichProgressBar()] if self.show else [])],
+            callbacks=[epochs, *([bar] if bar else [])],
             logger=list(loggers) or False,
-            enable_progress_bar=self.show,
+            enable_progress_bar=False,  # a bar of our own
             enable_model_summary=False,
             use_distributed_sampler=False,  # GlobalBatches takes the rank's rows
             num_sanity_val_steps=0,
@@ -239,7 +244,7 @@ class Engine:
                 hindrance = str(error)
         if s.cache.mode == "require":
             raise UserError(Problem("cache.mode", "require", f"{hindrance}; cache.mode=auto trains such a phase live"))
-        self._note(boundary=phase.boundary, mode="live", why=hindrance)
+        self._note(boundary=phase.boundary, phase=phase.name, mode="live", why=hindrance)
         return {split: self._live(split, augmented) for split in self.samples}
 
     def _cached(self, split: str, phase: Phase, augmented: bool) -> Cached:

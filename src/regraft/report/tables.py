@@ -182,14 +182,15 @@ def _cache(record: Mapping[str, Any]) -> list[str]:
             told.append(f"{computed:,} {what} ran once through {_below(record, boundary)} in {_duration(seconds)}")
         if rows > computed:
             told.append(f"read from the cache: {rows - computed:,} {what} at {boundary}")
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}  # why -> the phases (or splits) that ran live
     for note in notes:
         if note.get("mode") == "live":
-            splits = reasons.setdefault(str(note.get("why", "no reason is recorded")), [])
-            if note.get("split") not in splits:
-                splits.append(str(note.get("split", DASH)))
+            phases = reasons.setdefault(str(note.get("why", "no reason is recorded")), [])
+            name = str(note.get("phase", note.get("split", DASH)))
+            if name not in phases:
+                phases.append(name)
     everything = "everything" if not cached and len(reasons) == 1 else None
-    return told + [f"{everything or ', '.join(splits)} ran live: {why}" for why, splits in reasons.items()]
+    return told + [f"{everything or ', '.join(phases)} ran live: {why}" for why, phases in reasons.items()]
 
 
 def _below(record: Mapping[str, Any], boundary: str) -> str:
