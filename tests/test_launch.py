@@ -202,3 +202,34 @@ def test_wandb_is_offline_where_nobody_is_logged_in(tmp_path):
     [written] = folder.path.glob("wandb/offline-run-*/*.wandb")
     assert written.stat().st_size > 500
     assert folder.record["run_id"] in written.name
+
+
+def test_a_terminal_sees_progress_and_a_pipe_does_not(tmp_path):
+    words = [*REGRAFT, "train", *TINY, 'dataset.classes=["0","1"]', "trainer.max_epochs=2", "plots=false"]
+    mine, theirs = os.openpty()
+    process = subprocess.Popen(
+        [*words, "hydra.run.dir=terminal"], cwd=tmp_path, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+    )
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            seen += os.read(mine, 65536)
+        except OSError:  # the other end is closed
+            break
+    os.close(mine)
+    assert process.wait(60) == 0
+    text = seen.decode()
+    assert "fine-tune, epoch 2 of 2" in text
+    assert "val/accuracy" in text
+    piped = regraft(*words[3:], "hydra.run.dir=piped", at=tmp_path)
+    assert piped.returncode == 0
+    assert "epoch 2 of 2" not in piped.stdout + piped.stderr
+    assert "\x1b" not in piped.stdout + piped.stderr
+
+
+def test_a_sweep_draws_its_pictures_when_asked_to(tmp_path):
+    words = ["train", "-m", *TINY, 'dataset.classes=["0","1"]', "trainer.max_epochs=1", "seed=0,1"]
+    assert regraft(*words, "plots=true", at=tmp_path).returncode == 0
+    assert [len(list(folder.path.glob("*.png"))) for folder in folders(tmp_path)] == [3, 3]
+    assert [folder.path.parent for folder in folders(tmp_path)] == [tmp_path / "multirun" / "default"] * 2
