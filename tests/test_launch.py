@@ -55,6 +55,16 @@ def alive(words: str) -> list[int]:
     return found
 
 
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of 24 small pictures in two classes."""
+    for number in range(24):
+        path = tmp_path / "pictures" / "ab"[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (10 * number, 0, 0)).save(path)
+    return tmp_path / "pictures"
+
+
 def test_one_and_two_devices_give_the_same_losses_and_weights(tmp_path):
     same = ["head.dropout=0.3", "augmentation=d4", "optimizer=sgd", "trainer.max_epochs=3", "trainer.keep=last", "data.batch_size=50"]
     done = regraft("train", "-m", *TINY, *same, "hardware.devices=1,2", at=tmp_path)
@@ -71,12 +81,7 @@ def test_one_and_two_devices_give_the_same_losses_and_weights(tmp_path):
     assert one.record["metrics"] == pytest.approx(two.record["metrics"], rel=1e-6)
 
 
-def test_a_sweep_skips_what_is_done_and_goes_on_after_a_failure(tmp_path):
-    pictures = tmp_path / "pictures"
-    for number in range(24):
-        path = pictures / "ab"[number % 2] / f"{number:02}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), (10 * number, 0, 0)).save(path)
+def test_a_sweep_skips_what_is_done_and_goes_on_after_a_failure(tmp_path, pictures):
     broken = pictures / "a" / "00.png"
     broken.write_bytes(broken.read_bytes()[:50])  # its header is right, its pixels are cut off
     words = ["train", "-m", "dataset=folder", f"dataset.path={pictures}", "data.size=16", *TINY[1:], "trainer.max_epochs=1"]
@@ -152,12 +157,7 @@ def test_a_killed_run_leaves_no_orphan_and_the_same_command_ends_it(tmp_path, un
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_rank_that_dies_is_told_with_its_own_words(tmp_path):
-    pictures = tmp_path / "pictures"
-    for number in range(24):
-        path = pictures / "ab"[number % 2] / f"{number:02}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), (10 * number, 0, 0)).save(path)
+def test_a_rank_that_dies_is_told_with_its_own_words(tmp_path, pictures):
     words = ["dataset=folder", f"dataset.path={pictures}", "data.size=16", *TINY[1:], "hardware.devices=2"]
     for path in pictures.rglob("*.png"):
         path.write_bytes(path.read_bytes()[:50])
