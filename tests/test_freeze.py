@@ -78,17 +78,19 @@ def test_gradients_modes_and_groups(chain, count):
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained)
 
 
-def test_a_lone_row_does_not_move_batchnorm():
-    backbone = NETS["resnet"].build(32)
-    chain = Chain(backbone, nn.Linear(512, 3), torch.randn(2, 3, 32, 32)).train()
-    before = chain.backbone.bn1.running_mean.clone()
-    with freeze.lone(chain, 1):
-        chain(torch.randn(1, 3, 32, 32)).sum().backward()
-    assert torch.equal(chain.backbone.bn1.running_mean, before)
-    assert chain.backbone.bn1.training
-    with freeze.lone(chain, 2):
-        chain(torch.randn(2, 3, 32, 32))
-    assert not torch.equal(chain.backbone.bn1.running_mean, before)
+@pytest.mark.parametrize(
+    ("rows", "side", "idle", "moved"),
+    [(2, 32, False, {"bn1", "layer4"}), (1, 64, False, {"bn1", "layer4"}), (1, 32, False, {"bn1"}), (1, 64, True, set())],
+)
+def test_batchnorm_takes_statistics_where_there_are_any(rows, side, idle, moved):
+    """At 32 px, layer4 of resnet18 sees one value for each channel of a lone picture, which has no variance; at 64 px it sees four."""
+    chain = Chain(NETS["resnet"].build(side), nn.Linear(512, 3), torch.randn(2, 3, side, side)).train()
+    norms = {"bn1": chain.backbone.bn1, "layer4": chain.backbone.layer4[1].bn2}
+    before = {name: norm.running_mean.clone() for name, norm in norms.items()}
+    with freeze.lone(chain, rows, rows, idle):
+        chain(torch.randn(rows, 3, side, side)).sum().backward()
+    assert {name for name, norm in norms.items() if not torch.equal(norm.running_mean, before[name])} == moved
+    assert all(norm.training for norm in norms.values())
 
 
 def test_views_are_the_symmetries_of_the_square():

@@ -143,9 +143,7 @@ def test_a_killed_run_leaves_no_orphan_and_the_same_command_ends_it(tmp_path, un
         controller.kill()
     controller.communicate(timeout=30)
     until(lambda: not alive(worker), 20)
-    status = killed.record["status"]
-    assert status == ("failed" if victims == "worker" else status)
-    assert status != "done"
+    assert killed.record["status"] == ("failed" if victims == "worker" else "running")
     if victims == "worker":
         assert "SIGKILL" in killed.record["error"]["message"]
     epochs = len(Metrics(killed / "metrics.csv").rows())
@@ -233,3 +231,14 @@ def test_a_sweep_draws_its_pictures_when_asked_to(tmp_path):
     assert regraft(*words, "plots=true", at=tmp_path).returncode == 0
     assert [len(list(folder.path.glob("*.png"))) for folder in folders(tmp_path)] == [3, 3]
     assert [folder.path.parent for folder in folders(tmp_path)] == [tmp_path / "multirun" / "default"] * 2
+
+
+def test_two_starts_of_one_command_do_not_disturb_each_other(tmp_path):
+    words = ["train", *TINY, "trainer.max_epochs=2", "plots=false", "hydra.run.dir=run"]
+    first = subprocess.Popen([*REGRAFT, *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    until(lambda: (tmp_path / "run" / "record.json").is_file())
+    second = regraft(*words, at=tmp_path)
+    assert second.returncode == 2
+    assert "another process is running this run" in second.stderr
+    assert first.wait(120) == 0
+    assert complete(RunFolder(tmp_path / "run"))

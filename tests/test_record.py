@@ -136,7 +136,7 @@ def test_what_gpus_there_are_is_counted_without_torch(monkeypatch, tmp_path):
     assert auto.accelerator() == "gpu"
     assert auto.count() == 4
     assert auto.trainer()["strategy"] == "ddp"
-    for chosen, count in {"": 0, "0": 1, "1,3": 2, "7": 0, "GPU-abc": 1}.items():
+    for chosen, count in {"": 0, "0": 1, "1,3": 2, "7": 0, "GPU-abc": 1, "-1": 0, "2,-1,3": 1}.items():
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
         assert hardware.visible_gpus() == count
     too_many = Auto(name="auto", devices=2, **HARDWARE)

@@ -8,11 +8,12 @@ import polars as pl
 import pytest
 import torch
 
-from regraft import graft, weights
+from regraft import graft, heads, weights
 from regraft.engine import Engine
 from regraft.errors import UserError
 from regraft.graft import Run, build
 from regraft.record import CHECKPOINT, Metrics
+from regraft.tasks.classify import ClassifyModule
 
 SMALL = ["dataset=digits", "dataset.per_class=8", 'dataset.classes=["0","1","2"]', "model.weights=none", "trainer.max_epochs=3"]
 SMALL += ["trainer.checkpoint_seconds=0", "hardware=cpu", "optimizer.lr=0.01", "data.batch_size=10", "hardware.workers=0"]
@@ -268,3 +269,62 @@ def test_the_backbone_sees_each_picture_once(executed, monkeypatch, tmp_path):
     monkeypatch.setattr(Engine, "rows", counting)
     run = executed([*SMALL, *NETS["efficientnet"], "freeze=backbone", f"cache.dir={tmp_path / 'new'}", "trainer.max_epochs=5"])
     assert sum(seen) == sum(run.record["data"]["sizes"].values())
+
+
+def test_a_library_s_own_dropout_follows_the_seed_too(executed, monkeypatch):
+    plain = lambda self, features, classes: torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(features, classes))  # noqa: E731
+    monkeypatch.setattr(heads.Linear, "build", plain)
+    torch.manual_seed(1)
+    one = executed([*SMALL, *NETS["mlp"]])
+    torch.manual_seed(2)
+    assert equal(one.chain.state_dict(), executed([*SMALL, *NETS["mlp"]]).chain.state_dict())
+
+
+def test_a_buffer_that_no_state_dict_holds_does_no_harm(executed, monkeypatch):
+    build = heads.Linear.build
+
+    def with_buffer(self, features, classes):
+        head = build(self, features, classes)
+        head.register_buffer("index", torch.arange(3), persistent=False)
+        return head
+
+    monkeypatch.setattr(heads.Linear, "build", with_buffer)
+    run = executed([*SMALL, *NETS["mlp"], "freeze=none"])
+    assert "head.index" not in weights.read(run.folder / "model.safetensors")
+
+
+def test_the_cache_s_bound_counts_all_views_and_splits(executed, tmp_path):
+    same = [*SMALL, *NETS["efficientnet"], "freeze=backbone", "augmentation=d4", f"cache.dir={tmp_path / 'cache'}"]
+    sizes = {"train": 24, "val": 81, "test": 81}
+    row = 4 * build(executed(same, folder="first").settings, 3)[0].features
+    need = row * (8 * sizes["train"] + sizes["val"] + sizes["test"])
+    for bound, mode in ((need - 1, "live"), (need, "cached")):
+        words = [*same, f"cache.dir={tmp_path / mode}", f"cache.max_gb={bound / 1e9:.12f}"]
+        run = executed(words, folder=mode)
+        assert run.record["data"]["sizes"] == sizes
+        assert {note["mode"] for note in run.record["cache"]} == {mode}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_frozen_is_computed_in_one_precision_cached_or_live(executed, dtype):
+    same = [*SMALL, *NETS["efficientnet"], "freeze=backbone", f"cache.dtype={dtype}", "trainer.keep=last"]
+    cached, live = executed(same), executed([*same, "cache.mode=off"])
+    assert cached.record["run_id"] == live.record["run_id"]
+    assert losses(cached) == pytest.approx(losses(live), rel=1e-5)
+
+
+def test_a_set_without_val_keeps_the_last_epoch_and_invents_no_figure(executed):
+    run = executed([*SMALL, *NETS["mlp"], "dataset.val=0", "trainer.keep=last"])
+    assert run.record["kept"] == {"epoch": 2}
+    assert not [row for row in lines(run) if row["metric"].startswith("val/")]
+    assert not [name for name in run.metrics if name.startswith("val/")]
+
+
+def test_nan_is_never_the_best(executed, monkeypatch):
+    results = ClassifyModule.results
+    found = iter([float("nan"), 1.0, 0.5])
+    monkeypatch.setattr(
+        ClassifyModule, "results", lambda self, split: results(self, split) | ({"val/loss": next(found)} if split == "val" else {})
+    )
+    run = executed([*SMALL, *NETS["mlp"], "trainer.monitor=val/loss"])
+    assert run.record["kept"] == {"epoch": 2, "monitor": "val/loss", "value": 0.5}

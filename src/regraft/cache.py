@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from regraft.files import digest, sha256, write_json
 from regraft.registry import Spec, doc
 
 if TYPE_CHECKING:
+    from io import FileIO
+
     import torch
     from torch import Tensor
 
@@ -82,22 +85,39 @@ class Store:
         self.description = description
         self._whole: set[Path] = set()  # segments whose checksum this process has seen to be right
 
-    def ensure(self, keys: Sequence[str], compute: Callable[[list[int]], Iterable[Tensor]], room: float = float("inf")) -> int:
+    def missing(self, keys: Sequence[str]) -> int:
+        """How many different contents of these keys have no row yet."""
+        return len(self._missing(keys))
+
+    def await_builder(self, keys: Sequence[str], seconds: float = 30) -> None:
+        """Wait until another process has begun to build, or has built, these rows; for at most `seconds`."""
+        end = time.monotonic() + seconds
+        while self._missing(keys) and not list(self.folder.glob(".building-*")) and time.monotonic() < end:
+            time.sleep(0.05)
+
+    def ensure(self, keys: Sequence[str], compute: Callable[[list[int]], Iterable[Tensor]]) -> int:
         """Make sure that every key (a sha256 in hex) has a row; returns how many were computed now.
 
         `compute` gets the positions in `keys` of the missing rows and yields their rows in that order, in batches [b, ...].
-        One process builds while others wait for the lock. Raises NoRoom where the rows would take more than `room` bytes
-        or the disk is full; then nothing is left behind.
+        One process builds while others wait for the lock. Raises NoRoom where the disk is full or the
+        folder can't be written; then nothing is left behind.
         """
         if not self._missing(keys):
             return 0
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / "lock"):
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / "lock").acquire()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        with lock:
             missing = self._missing(keys)  # another process may have built them while this one waited
             if missing:
                 self._sweep()
-                write_json(self.folder / "store.json", self.description)
-                self._publish([keys[position] for position in missing], compute(missing), room)
+                try:
+                    write_json(self.folder / "store.json", self.description)
+                except OSError as error:
+                    raise self._unwritable(error) from error
+                self._publish([keys[position] for position in missing], compute(missing))
         return len(missing)
 
     def open(self, keys: Sequence[str]) -> Rows:
@@ -116,9 +136,9 @@ class Store:
         page = torch.tensor([used.index(number) for number, _ in found], dtype=torch.int64)
         return Rows(pages, page, torch.tensor([row for _, row in found], dtype=torch.int64))
 
-    def size(self) -> int:
-        """Bytes of its rows."""
-        return sum((segment / "rows.bin").stat().st_size for segment in self._segments())
+    def _unwritable(self, error: OSError) -> NoRoom:
+        remedy = f"can't write ({error.strerror}); free room, or name another folder with cache.dir"
+        return NoRoom(Problem("cache.dir", str(self.folder), remedy))
 
     def _segments(self) -> list[Path]:
         """Whole segments, oldest first; one whose rows are not what was written is set aside, and so built again."""
@@ -149,39 +169,49 @@ class Store:
         for part in self.folder.glob(".building-*"):
             shutil.rmtree(part, ignore_errors=True)
 
-    def _publish(self, keys: list[str], batches: Iterable[Tensor], room: float) -> None:
-        part = Path(tempfile.mkdtemp(prefix=".building-", dir=self.folder))
+    def _publish(self, keys: list[str], batches: Iterable[Tensor]) -> None:
+        try:
+            part = Path(tempfile.mkdtemp(prefix=".building-", dir=self.folder))
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
             shape: list[int] = []
             dtype = ""
-            with (part / "rows.bin").open("wb") as file:
+            with (part / "rows.bin").open("wb", buffering=0) as file:
                 for rows in batches:
-                    if not shape:
-                        shape, dtype = list(rows.shape[1:]), str(rows.dtype).removeprefix("torch.")
-                        need = rows.nbytes // len(rows) * len(keys)
-                        if need > room:
-                            remedy = f"{need / 1e9:.2f} GB of activations do not fit {room / 1e9:.2f} GB; raise cache.max_gb"
-                            raise NoRoom(Problem("cache.max_gb", None, remedy))
-                    file.write(_bytes(rows))
-                file.flush()
+                    shape, dtype = list(rows.shape[1:]), str(rows.dtype).removeprefix("torch.")
+                    self._write(file, _bytes(rows))
                 os.fsync(file.fileno())
-            (part / "keys.bin").write_bytes(b"".join(map(bytes.fromhex, keys)))
             meta = {"rows": len(keys), "shape": shape, "dtype": dtype, "sha256": sha256(part / "rows.bin")}
-            write_json(part / "segment.json", meta)
-            number = len(list(self.folder.glob("segment-*")))
-            part.rename(self.folder / f"segment-{number:06d}-{digest(keys)[:12]}")
-        except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)
-            raise NoRoom(Problem("cache.dir", str(self.folder), f"can't write ({error.strerror}); free room, or cache.dir=...")) from error
+            try:
+                (part / "keys.bin").write_bytes(b"".join(map(bytes.fromhex, keys)))
+                write_json(part / "segment.json", meta)
+                number = len(list(self.folder.glob("segment-*")))
+                part.rename(self.folder / f"segment-{number:06d}-{digest(keys)[:12]}")
+            except OSError as error:
+                raise self._unwritable(error) from error
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
+
+    def _write(self, file: FileIO, data: memoryview) -> None:
+        """All of the bytes; what fails here is the disk, not the picture."""
+        try:
+            while data:
+                data = data[file.write(data) or 0 :]
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+
+def stored(folder: Path) -> int:
+    """Bytes of all rows in a cache folder."""
+    return sum(path.stat().st_size for path in (folder / "activations").glob("*/segment-*/rows.bin"))
 
 
 def _bytes(rows: Tensor) -> memoryview:
     import torch
 
-    return memoryview(rows.contiguous().cpu().view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return memoryview(rows.contiguous().cpu().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _damaged(segment: Path) -> bool:

@@ -251,7 +251,7 @@ VERBS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] 
         [
             (("run",), {"metavar": "RUN", "help": "a run folder"}),
             (("--json",), {"action": "store_true", "help": "JSON instead of a table"}),
-            (("--tolerance",), {"type": float, "default": 1e-9, "help": "difference from the recorded accuracies that passes (1e-9)"}),
+            (("--tolerance",), {"type": float, "default": 0.005, "help": "difference from the recorded accuracies that passes (0.005)"}),
         ],
         "measure a finished run again, from its weights and its data",
     ),

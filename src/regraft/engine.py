@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import warnings
@@ -15,18 +16,20 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 from rich.progress import track
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
 from regraft import freeze, weights
 from regraft.augment import IDENTITY, View
 from regraft.batches import GlobalBatches
-from regraft.cache import NoRoom, Rows, Store
+from regraft.cache import NoRoom, Rows, Store, stored
 from regraft.errors import Problem, UserError
 from regraft.feeds import Cached, Feed, Live
 from regraft.freeze import Phase
 from regraft.hardware import Batch as Arithmetic
 from regraft.progress import Bar
 from regraft.record import CHECKPOINT, METRICS, Metrics, RunFolder
+from regraft.tasks.classify import frozen
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -74,14 +77,15 @@ class Epochs(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         epoch = self.first_epoch + trainer.current_epoch
-        found = module.results("train") | module.results("val")
+        found = module.results("train") | (module.results("val") if sum(trainer.num_val_batches) else {})
         if trainer.is_global_zero:
             self.metrics.append(module.phase.name, epoch, trainer.global_step, found | {"lr": trainer.optimizers[0].param_groups[-1]["lr"]})
         for logger in trainer.loggers:
             logger.log_metrics({**found, "epoch": float(epoch)}, step=epoch)
+        value = found.get(self.spec.monitor, math.nan)  # no val pictures: the last epoch is kept
         if self._bar:
-            self._bar.epoch_ended(found[self.spec.monitor])
-        self._judge(epoch, found[self.spec.monitor], module)
+            self._bar.epoch_ended(value)
+        self._judge(epoch, value, module)
         if self.spec.patience is not None and self.waited >= self.spec.patience:
             trainer.should_stop = True
         over = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
@@ -91,11 +95,11 @@ class Epochs(Checkpoint):
 
     def _judge(self, epoch: int, value: float, module: ClassifyModule) -> None:
         lower = self.spec.monitor == "val/loss"
-        if self.peak is None or (value < self.peak if lower else value > self.peak):
+        if self.peak is None or math.isnan(self.peak) or (value < self.peak if lower else value > self.peak):
             self.peak, self.waited = value, 0
         else:
             self.waited += 1
-        better = self.best.epoch < 0 or (value < self.best.value if lower else value > self.best.value)
+        better = self.best.epoch < 0 or math.isnan(self.best.value) or (value < self.best.value if lower else value > self.best.value)
         if better or self.spec.keep == "last":
             self.best.epoch, self.best.value, self.best.state = epoch, value, module.changed()
 
@@ -127,8 +131,10 @@ class Engine:
         self.phases = settings.freeze.phases(chain.stages, settings.trainer.max_epochs)
         self.lowest = min(self.phases, key=lambda phase: chain.stages.index(phase.boundary))  # below it nothing ever changes
         self.changing = freeze.changing(chain, self.phases)
+        self.dtype: torch.dtype = getattr(torch, settings.cache.dtype)
         self.notes: list[dict[str, Any]] = []  # what was cached, what was not, and why
         self.best = Best()
+        self._full = ""  # why nothing more is stored
         self._rows: dict[tuple[str, str, View], Rows] = {}
         self.seconds = {"frozen": 0.0, "train": 0.0}
 
@@ -154,17 +160,24 @@ class Engine:
         self.chain.requires_grad_(False).eval()
         return self.best
 
+    def _below(self, x: Tensor, boundary: str) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # what is frozen is computed in cache.dtype, whatever hardware.precision is
+            return frozen(self.chain, x, boundary, self.dtype)
+
     @torch.inference_mode()
     def answers(self, split: str) -> Tensor:
         """Logits [n, classes], in float32, for a split's pictures in their order; above the lowest boundary of all phases."""
         feed, device = self.feeds(self.lowest, augmented=False)[split], _device(self.settings)
         self.chain.to(device).eval()
         found = [torch.empty(0, len(self.source.classes))]
+        boundary = self.lowest.boundary
         with _autocast(device, self.settings.hardware.precision):
             for batch in feed.in_order(1024 if feed.cached else EXTRACT, 0 if feed.cached else self.settings.hardware.readers()):
                 x = batch.x.to(device)
-                logits = self.chain(x.float(), start=self.lowest.boundary) if feed.cached else self.chain(self.chain.prepare(x))
-                found.append(logits.float().cpu())
+                if not feed.cached:
+                    x = self.chain.prepare(x)
+                    x = x if boundary == self.chain.stages[0] else self._below(x, boundary)
+                found.append(self.chain(x.float(), start=boundary).float().cpu())
         return torch.cat(found)
 
     def _phase(
@@ -196,7 +209,12 @@ class Engine:
             steps=batches["train"].steps * phase.epochs,
             changing=self.changing,
             cached=feeds["train"].cached,
+            dtype=self.dtype,
         )
+        if s.hardware.syncs():
+            self.chain.backbone = convert_sync_batchnorm(self.chain.backbone)  # timm's: torch's own would drop its fused activations
+            self.chain.head = convert_sync_batchnorm(self.chain.head)
+            freeze.gradients(self.chain, phase)
         bar = Bar(s.trainer.monitor) if self.show else None
         epochs = Epochs(self.folder, s, number, first_epoch, self.best, bar)
         if resumed:
@@ -236,21 +254,39 @@ class Engine:
     def feeds(self, phase: Phase, augmented: bool = True) -> dict[str, Feed]:
         """Every split's tensors for a phase: rows of the cache where its boundary can be cached, else pictures read live."""
         s = self.settings
-        hindrance = "cache.mode=off" if s.cache.mode == "off" else self._hindrance(phase)
+        hindrance = "cache.mode=off" if s.cache.mode == "off" else self._full or self._hindrance(phase)
         if not hindrance:
             try:
+                self._room(phase, augmented)
                 return {split: self._cached(split, phase, augmented) for split in self.samples}
             except NoRoom as error:
-                hindrance = str(error)
+                hindrance = self._full = str(error)
         if s.cache.mode == "require":
             raise UserError(Problem("cache.mode", "require", f"{hindrance}; cache.mode=auto trains such a phase live"))
         self._note(boundary=phase.boundary, phase=phase.name, mode="live", why=hindrance)
         return {split: self._live(split, augmented) for split in self.samples}
 
+    def _room(self, phase: Phase, augmented: bool) -> None:
+        """Raises NoRoom where the rows that are missing would not fit `cache.max_gb`, beside all that is stored already."""
+        folder, shapes = self.settings.cache.folder(), {stage: shape for stage, _, shape in self.chain.summary()}
+        below = self.chain.stages[self.chain.stages.index(phase.boundary) - 1]
+        row = math.prod(shapes[below]) * self.dtype.itemsize
+        missing = sum(
+            Store(folder, self._description(phase.boundary, view)).missing([sample.sha256 for sample in self.samples[split]])
+            for split in self.samples
+            for view in self._views(split, augmented)
+            if (phase.boundary, split, view) not in self._rows
+        )
+        if missing and (need := row * missing + stored(folder)) > self.settings.cache.max_gb * 1e9:
+            raise NoRoom(Problem("cache.max_gb", self.settings.cache.max_gb, f"{need / 1e9:.2g} GB would be stored; raise cache.max_gb"))
+
+    def _views(self, split: str, augmented: bool) -> list[View]:
+        finite = self.settings.augmentation.finite() if augmented and split == "train" else None
+        return finite or [IDENTITY]
+
     def _cached(self, split: str, phase: Phase, augmented: bool) -> Cached:
         samples = self.samples[split]
-        finite = self.settings.augmentation.finite() if augmented and split == "train" else None
-        known = ((view, self._rows.get((phase.boundary, split, view))) for view in finite or [IDENTITY])
+        known = ((view, self._rows.get((phase.boundary, split, view))) for view in self._views(split, augmented))
         rows = [rows or self.rows(phase.boundary, split, samples, view) for view, rows in known]
         return Cached(rows, [sample.label for sample in samples])
 
@@ -277,19 +313,20 @@ class Engine:
         s, device = self.settings, _device(self.settings)
         store = Store(s.cache.folder(), self._description(boundary, view))
         self.chain.to(device).requires_grad_(False).eval()
-        dtype = getattr(torch, s.cache.dtype)
 
         def compute(missing: list[int]) -> Iterable[Tensor]:
             live = _Viewed(self.source, [samples[position] for position in missing], s.size, s.data.fit, view)
-            with torch.inference_mode(), _autocast(device, {"bfloat16": "bf16", "float32": "fp32"}[s.cache.dtype]):
+            with torch.inference_mode():
                 batches = live.in_order(EXTRACT, s.hardware.readers())
                 total = -(-len(missing) // EXTRACT)
                 for batch in track(batches, f"{split}, once", total, transient=True, disable=not self.show):
-                    yield self.chain(self.chain.prepare(batch.x.to(device)), stop=boundary).to(dtype).cpu()
+                    yield frozen(self.chain, self.chain.prepare(batch.x.to(device)), boundary, self.dtype).cpu()
 
         keys = [sample.sha256 for sample in samples]
         began = time.monotonic()
-        computed = store.ensure(keys, compute, s.cache.max_gb * 1e9)
+        if int(os.environ.get("RANK", 0)):
+            store.await_builder(keys)  # rank 0 builds and records it
+        computed = store.ensure(keys, compute)
         seconds = time.monotonic() - began
         self.seconds["frozen"] += seconds
         self._note(
@@ -320,7 +357,8 @@ class Engine:
             "weights": weights.fingerprint(state),
             "boundary": boundary,
             "dtype": s.cache.dtype,
-            "computed_by": {package: metadata.version(package) for package in ("torch", "torchvision", "timm")},
+            "computed_by": {package: metadata.version(package) for package in ("torch", "torchvision", "timm", "pillow")}
+            | {"on": s.hardware.accelerator()},
         }
 
     def _note(self, **facts: Any) -> None:

@@ -11,6 +11,8 @@ from regraft.errors import Problem, UserError
 from regraft.registry import Group, Named, doc
 
 if TYPE_CHECKING:
+    import torch
+
     from regraft.chain import Chain
 
 HEAD = "head"
@@ -111,19 +113,30 @@ def modes(chain: Chain, current: Phase) -> None:
 
 
 @contextmanager
-def lone(chain: Chain, rows: int) -> Iterator[None]:
-    """BatchNorm answers a single row by its running statistics: one row has none of its own, and torch refuses it."""
-    norms = [m for m in chain.modules() if rows == 1 and m.training and type(m).__name__.startswith(("BatchNorm", "SyncBatchNorm"))]
-    for norm in norms:
-        norm.training = False
+def lone(chain: Chain, rows: int, size: int, idle: bool) -> Iterator[None]:
+    """BatchNorm answers by its running statistics where torch would refuse: one value has no statistics of its own.
+
+    `rows` of a global batch of `size`; `idle`: they are a stand-in that counts for nothing, and so moves no statistics either. What
+    SyncBatchNorm does depends on `size` alone, the same on every rank, since all of them meet in it.
+    """
+    import torch
+
+    norms = [m for m in chain.modules() if rows == 1 and m.training and isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+
+    def judge(norm: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        single = inputs[0].numel() == inputs[0].shape[1]  # one value for each channel
+        norm.training = not (size == 1 and single if isinstance(norm, torch.nn.SyncBatchNorm) else idle or single)
+
+    hooks = [norm.register_forward_pre_hook(judge) for norm in norms]
     try:
         yield
     finally:
-        for norm in norms:
+        for hook, norm in zip(hooks, norms, strict=True):
+            hook.remove()
             norm.training = True
 
 
 def changing(chain: Chain, phases: Iterable[Phase]) -> set[str]:
     """Names (as in the chain's state dict) of all parameters and buffers that may change in these phases."""
     stages = {stage for current in phases for stage in current.trains}
-    return {name for stage in stages for named in (chain.named_parameters_of(stage), chain.named_buffers_of(stage)) for name, _ in named}
+    return {name for name in chain.state_dict() if chain.stage_of(name) in stages}  # a buffer that is not persistent can't be kept

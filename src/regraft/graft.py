@@ -110,7 +110,8 @@ class Run:
     @cached_property
     def source(self) -> Source:
         """The data that the run was trained on. Raises UserError where it is not what it was."""
-        source = self.settings.dataset.open(self.settings.cache.folder())
+        memos = self.settings.cache.model_copy(update={"dir": None})  # the reader's own: a stranger's run names no folder to write to
+        source = self.settings.dataset.open(memos.folder())
         same_data(source, self.record)
         return source
 

@@ -49,15 +49,17 @@ class HardwareSpec(Named):
     def trainer(self) -> dict[str, Any]:
         """The arguments of Lightning's Trainer that this entry decides."""
         precision = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[self.precision]
-        sync = self.batchnorm == "sync" and self.count() > 1 and self.accelerator() == "gpu"
         return {
             "accelerator": self.accelerator(),
             "devices": self.count(),
             "precision": precision,
             "strategy": "ddp" if self.count() > 1 else "auto",
             "accumulate_grad_batches": self.accumulate,
-            "sync_batchnorm": sync,
         }
+
+    def syncs(self) -> bool:
+        """Whether a trained BatchNorm takes its statistics over all devices: SyncBatchNorm runs on GPUs only."""
+        return self.batchnorm == "sync" and self.count() > 1 and self.accelerator() == "gpu"
 
     def readers(self) -> int:
         """Processes that read pictures for one device."""
@@ -107,8 +109,9 @@ def visible_gpus() -> int:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None or not there:
         return there
-    names = [name.strip() for name in chosen.split(",") if name.strip()]
-    return len([name for name in names if not re.fullmatch(r"\d+", name) or int(name) < there])
+    names = [name.strip() for name in chosen.split(",")]
+    hidden = (number for number, name in enumerate(names) if not name or (re.fullmatch(r"-?\d+", name) and not 0 <= int(name) < there))
+    return next(hidden, len(names))  # CUDA stops at the first that is not there, such as -1
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Wandb(LoggerSpec):
         from pytorch_lightning.utilities import rank_zero_only
 
         offline = self.mode == "offline" or (self.mode == "auto" and not wandb.api.api_key)
+        mode = "offline" if offline else None if self.mode == "auto" else "online"  # None: WANDB_MODE decides
         name = f"{digest(str(run))[:8]}-{run_id}"  # the folder too: the same run may stand in two sweeps
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
             return WandbLogger(id=name, offline=offline)
@@ -52,7 +53,7 @@ class Wandb(LoggerSpec):
             group=config.get("sweep", {}).get("name"),
             config=config,
             dir=str(run),
-            mode="offline" if offline else "online",
+            mode=mode,  # type: ignore[arg-type]
             resume=None if offline else "allow",
             reinit="create_new",
             settings=wandb.Settings(console="off", silent=True),

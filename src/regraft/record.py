@@ -58,6 +58,8 @@ class RunFolder:
         record = _mapping(self / RECORD, json.loads)
         if record.get("schema") != SCHEMA:
             raise UserError(Problem(str(self / RECORD), record.get("schema"), f"this regraft reads records of schema {SCHEMA}"))
+        if not all(isinstance(record.get(key), str) for key in ("run_id", "status")):
+            raise UserError(Problem(str(self / RECORD), None, "names no run_id and status; it is no whole record"))
         return record
 
     def begin(self, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -89,10 +91,16 @@ class RunFolder:
         if problems:
             raise UserError(problems)
 
-    def hold(self) -> FileLock:
-        """The lock that a worker holds while it runs; free again as soon as its process is gone. Raises UserError where it is taken."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self / ".lock")
+    def hold(self, who: str = "worker") -> FileLock:
+        """The lock that a worker, or the controller that starts it, holds; free again as soon as its process is gone.
+
+        Raises UserError where it is taken, or where the folder can't be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(Problem("hydra.run.dir", str(self.path), f"can't be made ({error.strerror}); name another folder")) from None
+        lock = FileLock(self / f".{who}")
         try:
             lock.acquire(timeout=0)
         except Timeout:

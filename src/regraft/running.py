@@ -87,7 +87,7 @@ def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
         folder.finish(
             metrics=metrics,
             cache=engine.notes,
-            kept={"epoch": best.epoch, "monitor": s.trainer.monitor, "value": best.value},
+            kept={"epoch": best.epoch} | ({"monitor": s.trainer.monitor, "value": best.value} if engine.samples["val"] else {}),
             warnings=warned,
             times={"launched": launched, "finished": time.time()} | {name: round(value, 3) for name, value in seconds.items()},
         )

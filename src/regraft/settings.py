@@ -110,7 +110,8 @@ class Settings:
 
     def run_id(self, data: str, weights: str) -> str:
         """The hash of what decides the result: the settings, the data's fingerprint and the identity of the weights."""
-        deciding = {key: spec.deciding() for key, spec in self.specs() if key.split(".")[0] not in UNDECIDING}
+        deciding: dict[str, Any] = {key: spec.deciding() for key, spec in self.specs() if key.split(".")[0] not in UNDECIDING}
+        deciding["data"]["size"] = self.size  # auto or written out, it is the same run
         return digest(self.seed, deciding, data, weights)[:12]
 
 

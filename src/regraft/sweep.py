@@ -58,6 +58,9 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
         if taken.setdefault(str(folder.path), run_id) != run_id:
             remedy = "two different runs of this sweep would share this folder; put ${run_id} or ${hydra.job.num} into hydra.sweep.subdir"
             problems[Problem("hydra.sweep.subdir", str(folder.path), remedy)] = None
+        if not folder.exists and folder.path.is_dir() and any(not path.name.startswith(".") for path in folder.path.iterdir()):
+            remedy = "the folder holds something else, and no run; name another folder"
+            problems[Problem("hydra.run.dir" if job.single else "hydra.sweep.dir", str(folder.path), remedy)] = None
         if folder.exists and (held := folder.record["run_id"]) != run_id:
             key = "hydra.run.dir" if job.single else "hydra.sweep.dir"
             remedy = f"the folder holds another run ({held}, not {run_id}); name another folder, or remove this one"
@@ -80,10 +83,20 @@ def run(planned: Sequence[Planned], command: str, say: Callable[[RenderableType]
         if each.done:
             say(f"{number}/{len(planned)} {each.run_id} is done already: {name}" if several else "This run is done already.")
             continue
-        if several:
-            say(f"{number}/{len(planned)} {each.run_id} runs: {name}")
-        begin(each, command, where)
-        record = local.launch(each.folder, each.job.settings.batch.devices, show=show)
+        try:
+            claim = each.folder.hold("controller")
+        except UserError:
+            if not several:
+                raise
+            say(f"{number}/{len(planned)} {each.run_id} is passed over, another process runs it: {name}")
+            continue
+        with claim:
+            if each.done:  # by another process, in the meantime
+                continue
+            if several:
+                say(f"{number}/{len(planned)} {each.run_id} runs: {name}")
+            begin(each, command, where)
+            record = local.launch(each.folder, each.job.settings.batch.devices, show=show)
         if several:
             say(f"{number}/{len(planned)} {each.run_id} {_outcome(record)}")
         if record["status"] == "failed" and each.job.settings.sweep.on_error == "stop":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft import files
 from regraft.errors import Problem, UserError, nearest
+from regraft.record import MODEL, RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,14 +43,13 @@ def origin(weights: str, published: str | None) -> Origin:
         return Origin("imagenet", published)
     path = Path(weights).expanduser()
     if path.is_dir():
-        record = path / "record.json"
-        if not record.is_file():
+        if not RunFolder(path).exists:
             remedy = "a folder must be a run folder (with record.json); imagenet, none or a file would work too"
             raise UserError(Problem("model.weights", weights, remedy))
-        content = files.sha256(path / "model.safetensors") if (path / "model.safetensors").is_file() else None
+        content = files.sha256(path / MODEL) if (path / MODEL).is_file() else None
         if content is None:
             raise UserError(Problem("model.weights", weights, "that run is not done: it holds no model.safetensors"))
-        return Origin("run", f"run:{json.loads(record.read_text())['run_id']}:{content}", path)
+        return Origin("run", f"run:{RunFolder(path).record['run_id']}:{content}", path)
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise UserError(Problem("model.weights", weights, f"a weights file ends in {', '.join(SUFFIXES)}"))
@@ -73,7 +73,7 @@ def read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise many kinds for a damaged file
-        remedy = f"can't be read as weights ({str(error).splitlines()[0][:120]}); a state dict of tensors is needed"
+        remedy = f"can't be read as weights ({type(error).__name__}); a file of safetensors, or a state dict saved by torch, is needed"
         raise UserError(Problem("model.weights", str(path), remedy)) from None
     while isinstance(state, dict) and (nest := next((key for key in NESTS if isinstance(state.get(key), dict)), None)):
         state = state[nest]
@@ -124,14 +124,17 @@ class Kept:
 
     def put(self, state: Mapping[str, Tensor]) -> str:
         name = fingerprint(state)
-        if not self.path(name).is_file():
-            save(self.path(name), state)
+        try:
+            if not self.path(name).is_file():
+                save(self.path(name), state)
+        except OSError as error:
+            raise UserError(Problem("cache.dir", str(self.folder), f"can't be written ({error.strerror}); name another folder")) from None
         return name
 
     def get(self, name: str) -> dict[str, Tensor] | None:
         """None where it is not kept here, or not what it was."""
         path = self.path(name)
-        if not path.is_file():
+        if not re.fullmatch("[0-9a-f]{64}", name) or not path.is_file():  # a record is data: it can't name a file elsewhere
             return None
         state = read(path)
         return state if fingerprint(state) == name else None

@@ -21,7 +21,7 @@ NOT_GIVEN = "???"  # what a mandatory value that nobody gave looks like in YAML
 class DatasetSpec(Named):
     """What every dataset takes. Subclasses add their own keys and say how the set is opened."""
 
-    size: int = doc("px: side of the square at which pictures are fed, unless data.size says otherwise", ge=1)
+    size: int = doc("px: side of the square at which pictures are fed, unless data.size says otherwise", ge=1, decides=False)
     classes: list[str] | None = doc('keep only these classes, in this order (null: all); quote numbers: ["3","8"]')
     per_class: int | None = doc("at most this many train pictures per class, drawn by a fixed seed (null: all)", ge=1)
     on_error: Literal["raise", "skip"] = doc("raise: name the broken pictures and stop; skip: leave them out and list them", decides=False)

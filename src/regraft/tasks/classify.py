@@ -45,13 +45,14 @@ class ClassifyModule(pl.LightningModule):
         steps: int,
         changing: Iterable[str],
         cached: bool,
+        dtype: torch.dtype,
     ) -> None:
         """`steps`: optimizer steps of the phase. `changing`: names in the chain's state dict that checkpoints hold. `cached`: batches
-        hold the tensors that enter the phase's boundary, not pictures."""
+        hold the tensors that enter the phase's boundary, not pictures. `dtype`: what is frozen is computed in, cached or live."""
         super().__init__()
         self.chain, self.phase = chain, phase
         self._loss, self._optimizer, self._schedule = loss, optimizer, schedule
-        self._seed, self._steps, self._cached = seed, steps, cached
+        self._seed, self._steps, self._cached, self._frozen_dtype = seed, steps, cached, dtype
         self._changing = frozenset(changing)
         self.strict_loading = False  # checkpoints hold what may change; the rest is the chain's as it was built
         splits = ("train", "val")
@@ -75,16 +76,16 @@ class ClassifyModule(pl.LightningModule):
             x = self.chain.prepare(x)
             if boundary == self.chain.stages[0]:
                 return self.chain(x)
-            with torch.no_grad():  # below the boundary nothing trains: no graph is kept
-                x = self.chain(x, stop=boundary)
-        elif x.dtype != torch.float32:
-            x = x.float()  # stored in bfloat16; autocast decides what the head computes in
-        return self.chain(x, start=boundary)
+            x = frozen(self.chain, x, boundary, self._frozen_dtype)
+        return self.chain(x.float(), start=boundary)  # autocast decides what it is computed in
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         share = batch.share
         streams.place(self.chain, (self._seed, "dropout", share.epoch, share.step), share.size, share.row)
-        with freeze.lone(self.chain, len(batch.y)):
+        idle = not share.weight.any()
+        # a library's own dropout and stochastic depth draw from torch's stream, which can only be started afresh for each share
+        key = (self._seed, "library", share.epoch, share.step, int(share.row[0]))
+        with freeze.lone(self.chain, len(batch.y), share.size, idle), streams.seeded(*key):
             total = self._measure("train", batch)
         # DDP divides by the world, Lightning by the accumulated micro-batches
         return total * (self.trainer.world_size * self.trainer.accumulate_grad_batches / share.size)
@@ -128,3 +129,10 @@ class ClassifyModule(pl.LightningModule):
         missing = {f"chain.{name}" for name in self._changing} - set(checkpoint["state_dict"])
         if missing:
             raise KeyError(f"the checkpoint lacks {sorted(missing)[0]} and {len(missing) - 1} more")
+
+
+@torch.no_grad()
+def frozen(chain: Chain, x: Tensor, boundary: str, dtype: torch.dtype) -> Tensor:
+    """Prepared pictures -> what enters the boundary, in `dtype`; the same whether it is stored or used at once."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        return chain(x, stop=boundary).to(dtype)
