@@ -36,7 +36,9 @@ KEY = 32  # bytes of a sha256
 class CacheSpec(Spec):
     """The config section `cache`."""
 
-    mode: Literal["auto", "off", "require"] = doc("auto: wherever a boundary allows it; off: never; require: fail where it can't be", decides=False)
+    mode: Literal["auto", "off", "require"] = doc(
+        "auto: wherever a boundary allows it; off: never; require: fail where it can't be", decides=False
+    )
     dir: str | None = doc("folder of the store; null: regraft in the user's cache folder", decides=False, path=True)
     max_gb: float = doc("GB that stored activations may take", gt=0, decides=False)
     dtype: Literal["float32", "bfloat16"] = doc("precision in which frozen stages are computed and stored")
