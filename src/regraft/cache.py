@@ -12,8 +12,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -106,19 +106,15 @@ class Store:
         """
         if not self._missing(keys):
             return 0
-        try:
+        with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / "lock").acquire()
-        except OSError as error:
-            raise self._unwritable(error) from error
         with lock:
             missing = self._missing(keys)  # another process may have built them while this one waited
             if missing:
                 self._sweep()
-                try:
+                with self._writing():
                     write_json(self.folder / "store.json", self.description)
-                except OSError as error:
-                    raise self._unwritable(error) from error
                 self._publish([keys[position] for position in missing], compute(missing))
         return len(missing)
 
@@ -138,9 +134,14 @@ class Store:
         page = torch.tensor([used.index(number) for number, _ in found], dtype=torch.int64)
         return Rows(pages, page, torch.tensor([row for _, row in found], dtype=torch.int64))
 
-    def _unwritable(self, error: OSError) -> NoRoom:
-        remedy = f"can't write ({error.strerror}); free room, or name another folder with cache.dir"
-        return NoRoom(Problem("cache.dir", str(self.folder), remedy))
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What the disk refuses is told as NoRoom."""
+        try:
+            yield
+        except OSError as error:
+            remedy = f"can't write ({error.strerror}); free room, or name another folder with cache.dir"
+            raise NoRoom(Problem("cache.dir", str(self.folder), remedy)) from error
 
     def _segments(self) -> list[Path]:
         """Whole segments, oldest first; one whose rows are not what was written is set aside, and so built again."""
@@ -172,10 +173,8 @@ class Store:
             shutil.rmtree(part, ignore_errors=True)
 
     def _publish(self, keys: list[str], batches: Iterable[Tensor]) -> None:
-        try:
+        with self._writing():
             part = Path(tempfile.mkdtemp(prefix=".building-", dir=self.folder))
-        except OSError as error:
-            raise self._unwritable(error) from error
         try:
             shape: list[int] = []
             dtype = ""
@@ -185,24 +184,20 @@ class Store:
                     self._write(file, _bytes(rows))
                 os.fsync(file.fileno())
             meta = {"rows": len(keys), "shape": shape, "dtype": dtype, "sha256": sha256(part / "rows.bin")}
-            try:
+            with self._writing():
                 (part / "keys.bin").write_bytes(b"".join(map(bytes.fromhex, keys)))
                 write_json(part / "segment.json", meta)
                 number = len(list(self.folder.glob("segment-*")))
                 part.rename(self.folder / f"segment-{number:06d}-{digest(keys)[:12]}")
-            except OSError as error:
-                raise self._unwritable(error) from error
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
 
     def _write(self, file: FileIO, data: memoryview) -> None:
         """All of the bytes; what fails here is the disk, not the picture."""
-        try:
+        with self._writing():
             while data:
                 data = data[file.write(data) or 0 :]
-        except OSError as error:
-            raise self._unwritable(error) from error
 
 
 def stored(folder: Path) -> int:

@@ -135,6 +135,7 @@ class Engine:
         self.notes: list[dict[str, Any]] = []  # what was cached, what was not, and why
         self.best = Best()
         self._full = ""  # why nothing more is stored
+        self._stores: dict[tuple[str, View], Store] = {}
         self._rows: dict[tuple[str, str, View], Rows] = {}
         self.seconds = {"frozen": 0.0, "train": 0.0}
 
@@ -160,10 +161,6 @@ class Engine:
         self.chain.requires_grad_(False).eval()
         return self.best
 
-    def _below(self, x: Tensor, boundary: str) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # what is frozen is computed in cache.dtype, whatever hardware.precision is
-            return frozen(self.chain, x, boundary, self.dtype)
-
     @torch.inference_mode()
     def answers(self, split: str) -> Tensor:
         """Logits [n, classes], in float32, for a split's pictures in their order; above the lowest boundary of all phases."""
@@ -176,7 +173,7 @@ class Engine:
                 x = batch.x.to(device)
                 if not feed.cached:
                     x = self.chain.prepare(x)
-                    x = x if boundary == self.chain.stages[0] else self._below(x, boundary)
+                    x = x if boundary == self.chain.stages[0] else frozen(self.chain, x, boundary, self.dtype)
                 found.append(self.chain(x.float(), start=boundary).float().cpu())
         return torch.cat(found)
 
@@ -272,7 +269,7 @@ class Engine:
         below = self.chain.stages[self.chain.stages.index(phase.boundary) - 1]
         row = math.prod(shapes[below]) * self.dtype.itemsize
         missing = sum(
-            Store(folder, self._description(phase.boundary, view)).missing([sample.sha256 for sample in self.samples[split]])
+            self._store(phase.boundary, view).missing([sample.sha256 for sample in self.samples[split]])
             for split in self.samples
             for view in self._views(split, augmented)
             if (phase.boundary, split, view) not in self._rows
@@ -311,7 +308,7 @@ class Engine:
     def rows(self, boundary: str, split: str, samples: Sequence[Sample], view: View) -> Rows:
         """What enters `boundary` for each of these pictures in one view; computed for those that the store lacks."""
         s, device = self.settings, _device(self.settings)
-        store = Store(s.cache.folder(), self._description(boundary, view))
+        store = self._store(boundary, view)
         self.chain.to(device).requires_grad_(False).eval()
 
         def compute(missing: list[int]) -> Iterable[Tensor]:
@@ -339,6 +336,12 @@ class Engine:
             self.say(f"{split}{seen}: {len(keys)} pictures read from the cache at {boundary}")
         rows = self._rows[boundary, split, view] = store.open(keys)
         return rows
+
+    def _store(self, boundary: str, view: View) -> Store:
+        """Described, and its segments looked at, once: what lies below a boundary that is cached does not change in a run."""
+        if (boundary, view) not in self._stores:
+            self._stores[boundary, view] = Store(self.settings.cache.folder(), self._description(boundary, view))
+        return self._stores[boundary, view]
 
     def _description(self, boundary: str, view: View) -> dict[str, Any]:
         """All that decides a stored row, beside the picture's bytes."""
