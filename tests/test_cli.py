@@ -35,7 +35,7 @@ def imported(folder: Path, *words: str) -> tuple[str, set[str]]:
 LIGHT = {  # words -> a text that is printed
     ("--help",): "regraft train model=resnet model.depth=50",
     ("--version",): "regraft 0.",
-    ("list",): "efficientnet_lite, resnet, timm, mlp",
+    ("list",): "efficientnet_lite, alexnet, vgg, googlenet, resnet, timm, convnet, mlp",
     ("list", "model"): "model.depth = 18",
     ("list", "experiment"): "experiment/NAME.yaml",
     **{(verb, "--help"): about[0].upper() + about[1:] for verb, (_, _, about) in VERBS.items()},

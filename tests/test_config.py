@@ -21,9 +21,20 @@ from regraft.settings import FILES_GROUPS, GROUPS, PLAIN, SECTIONS
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
-ENTRIES = [path for path in FILES if len(path.parts) > 1]
-GIVEN = {"dataset/folder": ["dataset.path=pictures"]}  # what has no value that would do everywhere
-MISSES = {"hardware/gpu"}  # needs what this machine may not have
+ENTRIES = [path for path in FILES if len(path.parts) > 1 and path.parts[0] not in FILES_GROUPS]
+GIVEN = {  # what has no value that would do everywhere
+    "dataset/csv": ["dataset.path=labels.csv"],
+    "dataset/folder": ["dataset.path=pictures"],
+    "dataset/huggingface": ["dataset.path=parquet"],
+    "dataset/imagenet": ["dataset.path=ilsvrc"],
+    "freeze/phases": ["freeze.phases=[{name: a, epochs: 20, trains: [head]}]"],
+    "freeze/surgical": ["freeze.stages=[layer1]"],
+    "freeze/until": ["freeze.stage=layer1"],
+    "loss/huber": ["task=regress"],
+    "loss/mse": ["task=regress"],
+    "task/regress": ["loss=mse"],
+}
+MISSES = ("hardware/gpu", "hardware/azure_", "hardware/mps")  # need what this machine may not have
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +42,10 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("cat", "dog"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
+    (tmp_path / "ilsvrc" / "val" / "n01440764").mkdir(parents=True)
+    (tmp_path / "labels.csv").write_text("path,label\n1.png,cat\n2.png,dog\n")
+    (tmp_path / "parquet").mkdir()
+    (tmp_path / "parquet" / "train-0.parquet").touch()
 
 
 def jobs(typed: str, multirun: bool = False, **keywords: Any) -> list[Job]:
@@ -53,16 +68,18 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def test_every_file_is_found() -> None:
-    assert len(FILES) == 30
+    assert len(FILES) >= 90
     assert [path for path in FILES if len(path.parts) == 1] == [Path("config.yaml")]
     assert {path.parts[0] for path in ENTRIES} == set(GROUPS)
+    assert {path.parts[0] for path in FILES} == {*GROUPS, *FILES_GROUPS, "config.yaml"}
 
 
 @pytest.mark.parametrize("path", ENTRIES, ids=str)
 def test_every_file_composes_and_is_right(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group, name = path.parts[0], path.stem
-    if f"{group}/{name}" in MISSES:
-        monkeypatch.setattr("regraft.hardware.visible_gpus", lambda: 2)
+    if f"{group}/{name}".startswith(MISSES):
+        monkeypatch.setattr("regraft.hardware.visible_gpus", lambda: 4)
+        monkeypatch.setattr("regraft.hardware._is_mac", lambda: True)
     composed = job(shlex.join([f"{group}={name}", *GIVEN.get(f"{group}/{name}", [])]))
     chosen = getattr(composed.settings, group)
     assert (chosen[name] if group == "logger" else chosen).name == name
@@ -232,17 +249,24 @@ def test_a_config_of_ones_own_to_start_from(own: Path) -> None:
 
 DECIDES = {  # key -> another value
     "seed": 1,
-    "model.variant": None,  # there is one only
+    "model.variant": 1,
     "dataset.size": 64,
     "dataset.classes": "[bird,fruit]",
     "dataset.per_class": 3,
+    "dataset.folds": 3,
+    "freeze.layer_decay": 0.5,
+    "freeze.stage_lr": "{layer4: 0.5}",
+    "freeze.norm_stats": "frozen",
     "augmentation.views": "expand",
     "hardware.devices": 2,
     "hardware.accumulate": 2,
     "hardware.precision": "bf16",
     "hardware.batchnorm": "sync",
+    "hardware.memory_format": "channels_last",
+    "hardware.compile": "true",
     "head.dropout": 0.7,
     "loss.label_smoothing": 0.1,
+    "loss.class_weights": "balanced",
     "optimizer.lr": 0.5,
     "optimizer.weight_decay": 0.5,
     "optimizer.betas": "[0.5,0.5]",
@@ -254,6 +278,9 @@ DECIDES = {  # key -> another value
     "trainer.keep": "last",
     "trainer.monitor": "val/loss",
     "trainer.patience": 3,
+    "trainer.max_steps": 7,
+    "trainer.clip": 1,
+    "trainer.ema": 0.9,
     "cache.dtype": "bfloat16",
     "model": "mlp",
     "freeze": "none",
@@ -265,6 +292,7 @@ DECIDES = {  # key -> another value
 UNDECIDING = {
     "dataset.on_error": "skip",
     "hardware.workers": 1,
+    "hardware.threads": 1,
     "trainer.checkpoint_seconds": 1,
     "cache.mode": "off",
     "cache.dir": "elsewhere",
@@ -277,17 +305,21 @@ UNDECIDING = {
 }
 
 
+def test_epochs_do_not_decide_where_steps_do() -> None:
+    assert run_id("trainer.max_steps=7 trainer.max_epochs=3") == run_id("trainer.max_steps=7")
+
+
 def run_id(typed: str = "") -> str:
     return job(f"hardware=cpu {typed}").settings.run_id("data", "weights")
 
 
 def test_the_tables_below_name_every_key() -> None:
-    by_itself = {"model.weights"}  # the weights' own hash decides
+    by_itself = {"model.weights", "dataset.fold"}  # the weights' own hash decides; a fold needs folds
     keys = {key for key in flat(job("hardware=cpu").config) if not key.endswith(".name")} | {"sweep.name"}
     assert keys - by_itself == {key for key in {**DECIDES, **UNDECIDING} if "." in key or key in PLAIN} - {"hydra.run.dir"}
 
 
-@pytest.mark.parametrize("key", [key for key, value in DECIDES.items() if value is not None])
+@pytest.mark.parametrize("key", DECIDES)
 def test_what_decides_changes_the_run_id(key: str) -> None:
     assert run_id(f"'{key}={DECIDES[key]}'") != run_id()
 

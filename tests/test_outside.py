@@ -25,7 +25,8 @@ scaled = elsewhere:Scaled
 """,
     "elsewhere/conf/__init__.py": "",
     "elsewhere/conf/model/tiny.yaml": "name: tiny\nwidth: 6\nweights: none\n",
-    "elsewhere/conf/dataset/stripes.yaml": "name: stripes\nsize: 8\nclasses: null\nper_class: null\non_error: raise\nrows: 8\n",
+    "elsewhere/conf/dataset/stripes.yaml": "name: stripes\nsize: 8\nclasses: null\nper_class: null\n"
+    "folds: null\nfold: 0\non_error: raise\nrows: 8\n",
     "elsewhere/__init__.py": '''\
 """Specs that are read without torch; what they build is imported only then."""
 
@@ -108,7 +109,7 @@ class Scaled(HeadSpec):
             def forward(self, x):
                 return x * self.factor
 
-        return nn.Sequential(nn.Linear(features, classes), Scale(self.scale))
+        return nn.Sequential(nn.Linear(features, len(classes)), Scale(self.scale))
 ''',
 }
 

@@ -32,6 +32,8 @@ def stranger(tmp_path_factory):
         path = at / "pictures" / ("cat" if digits.target[number] % 2 else "dog") / f"{number:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((digits.images[number] * 255 / 16).astype("uint8")).resize((32, 32)).save(path)
+    rows = [f"{path.relative_to(at / 'pictures')},{path.parent.name}" for path in sorted((at / "pictures").rglob("*.png"))]
+    (at / "pictures" / "labels.csv").write_text("\n".join(["file,label", *rows]) + "\n")
     return at
 
 

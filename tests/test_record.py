@@ -14,7 +14,8 @@ from regraft.errors import UserError
 from regraft.hardware import CPU, Auto, divide
 from regraft.record import Metrics, RunFolder, environment
 
-HARDWARE = {"accumulate": 1, "precision": "fp32", "batchnorm": "local", "workers": "auto"}
+HARDWARE = {"accumulate": 1, "precision": "fp32", "memory_format": "contiguous", "compile": False}
+HARDWARE |= {"batchnorm": "local", "workers": "auto", "threads": "auto"}
 
 
 @pytest.fixture

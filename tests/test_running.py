@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from regraft import graft, heads, weights
-from regraft.engine import Engine
 from regraft.errors import UserError
 from regraft.graft import Run, build
 from regraft.record import CHECKPOINT, Metrics
-from regraft.tasks.classify import ClassifyModule
+from regraft.supply import Supply
+from regraft.tasks.module import PhaseModule
 
 SMALL = ["dataset=digits", "dataset.per_class=8", 'dataset.classes=["0","1","2"]', "model.weights=none", "trainer.max_epochs=3"]
 SMALL += ["trainer.checkpoint_seconds=0", "hardware=cpu", "optimizer.lr=0.01", "data.batch_size=10", "hardware.workers=0"]
@@ -42,7 +42,7 @@ def losses(run: Run, split: str = "train") -> list[float]:
 @pytest.mark.parametrize("net", NETS)
 def test_what_is_frozen_is_bit_identical_and_what_trains_is_not(executed, net, policy):
     run = executed([*SMALL, *NETS[net], f"freeze={policy}", *POLICIES[policy], "trainer.keep=last"])
-    before, after = build(run.settings, 3)[0], run.chain
+    before, after = build(run.settings, run.classes)[0], run.chain
     trained = {stage for phase in run.record["phases"] for stage in phase["trains"]}
     frozen = [stage for stage in before.stages if stage not in trained]
     start, end = before.state_dict(), after.state_dict()
@@ -57,7 +57,7 @@ def test_what_is_frozen_is_bit_identical_and_what_trains_is_not(executed, net, p
 
 def test_a_trained_batchnorm_moves_its_statistics_and_a_frozen_one_does_not(executed):
     run = executed([*SMALL, *NETS["resnet"], "freeze=last"])
-    start, end = build(run.settings, 3)[0].state_dict(), run.chain.state_dict()
+    start, end = build(run.settings, run.classes)[0].state_dict(), run.chain.state_dict()
     moved = {name for name in start if name.endswith("running_mean") and not torch.equal(start[name], end[name])}
     assert moved == {name for name in start if name.endswith("running_mean") and ".layer4." in name}
 
@@ -257,7 +257,7 @@ def test_a_cache_that_is_too_small_is_told_and_training_goes_on_live(executed):
 
 def test_the_backbone_sees_each_picture_once(executed, monkeypatch, tmp_path):
     seen = []
-    rows = Engine.rows
+    rows = Supply.rows
 
     def counting(self, boundary, split, samples, view):
         hook = self.chain.backbone.register_forward_hook(lambda module, args, answer: seen.append(len(args[0])))
@@ -266,13 +266,13 @@ def test_the_backbone_sees_each_picture_once(executed, monkeypatch, tmp_path):
         finally:
             hook.remove()
 
-    monkeypatch.setattr(Engine, "rows", counting)
+    monkeypatch.setattr(Supply, "rows", counting)
     run = executed([*SMALL, *NETS["efficientnet"], "freeze=backbone", f"cache.dir={tmp_path / 'new'}", "trainer.max_epochs=5"])
     assert sum(seen) == sum(run.record["data"]["sizes"].values())
 
 
 def test_a_library_s_own_dropout_follows_the_seed_too(executed, monkeypatch):
-    plain = lambda self, features, classes: torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(features, classes))  # noqa: E731
+    plain = lambda self, features, classes: torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(features, len(classes)))  # noqa: E731
     monkeypatch.setattr(heads.Linear, "build", plain)
     torch.manual_seed(1)
     one = executed([*SMALL, *NETS["mlp"]])
@@ -296,7 +296,7 @@ def test_a_buffer_that_no_state_dict_holds_does_no_harm(executed, monkeypatch):
 def test_the_cache_s_bound_counts_all_views_and_splits(executed, tmp_path):
     same = [*SMALL, *NETS["efficientnet"], "freeze=backbone", "augmentation=d4", f"cache.dir={tmp_path / 'cache'}"]
     sizes = {"train": 24, "val": 81, "test": 81}
-    row = 4 * build(executed(same, folder="first").settings, 3)[0].features
+    row = 4 * executed(same, folder="first").chain.features
     need = row * (8 * sizes["train"] + sizes["val"] + sizes["test"])
     for bound, mode in ((need - 1, "live"), (need, "cached")):
         words = [*same, f"cache.dir={tmp_path / mode}", f"cache.max_gb={bound / 1e9:.12f}"]
@@ -321,10 +321,10 @@ def test_a_set_without_val_keeps_the_last_epoch_and_invents_no_figure(executed):
 
 
 def test_nan_is_never_the_best(executed, monkeypatch):
-    results = ClassifyModule.results
+    results = PhaseModule.results
     found = iter([float("nan"), 1.0, 0.5])
     monkeypatch.setattr(
-        ClassifyModule, "results", lambda self, split: results(self, split) | ({"val/loss": next(found)} if split == "val" else {})
+        PhaseModule, "results", lambda self, split: results(self, split) | ({"val/loss": next(found)} if split == "val" else {})
     )
     run = executed([*SMALL, *NETS["mlp"], "trainer.monitor=val/loss"])
     assert run.record["kept"] == {"epoch": 2, "monitor": "val/loss", "value": 0.5}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regraft.datasets.source import Sample
-from regraft.datasets.splits import assign, few, make
+from regraft.datasets.splits import assign, few, folds, joined, make
 from regraft.errors import UserError
 
 Rows = list[tuple[str, int, str | None]]  # id, label, group
@@ -164,3 +164,81 @@ def test_few_is_nested_and_touches_train_only(count: int, most: int, seed: int, 
 def test_few_depends_on_the_seed() -> None:
     samples = [Sample(f"{index}", "train", 0, "") for index in range(100)]
     assert few(samples, 5, 0) != few(samples, 5, 1)
+
+
+# ---- k-fold
+
+
+def dealt(data: Rows, count: int, seed: int) -> dict[str, int]:
+    ids, labels, groups = zip(*data, strict=True)
+    return dict(zip(ids, folds(ids, labels, groups, ["class"] * 4, count, seed, sparse=True), strict=True))
+
+
+FOLDS = st.integers(3, 7)
+
+
+@given(rows(shared=True), FOLDS, SEEDS)
+def test_folds_are_a_partition_and_no_group_crosses(data: Rows, count: int, seed: int) -> None:
+    found = dealt(data, count, seed)
+    assert set(found) == {name for name, _, _ in data}  # each picture is in one fold, and so in test once
+    assert set(found.values()) <= set(range(count))
+    where = defaultdict(set)
+    for name, _, group in data:
+        where[group or name].add(found[name])
+    assert all(len(places) == 1 for places in where.values())
+
+
+@given(rows(), FOLDS, SEEDS)
+def test_folds_are_stratified_within_one_group(data: Rows, count: int, seed: int) -> None:
+    found = dealt(data, count, seed)
+    for label, groups in sizes(data).items():
+        have = Counter(dict.fromkeys(range(count), 0))
+        have.update(found[name] for name, other, _ in data if other == label)
+        assert max(have.values()) - min(have.values()) <= max(groups.values())
+        if len(groups) >= count:
+            assert min(have.values()) > 0
+
+
+@given(rows(shared=True), FOLDS, SEEDS, st.randoms())
+def test_folds_do_not_depend_on_order_or_names(data: Rows, count: int, seed: int, chance) -> None:
+    shuffled = list(data)
+    chance.shuffle(shuffled)
+    renamed = [(name, 3 - label, group and f"another {group}") for name, label, group in shuffled]
+    assert dealt(data, count, seed) == dealt(shuffled, count, seed) == dealt(renamed, count, seed)
+
+
+def test_folds_golden_and_the_seed() -> None:
+    data: Rows = [(f"{index}.png", index % 2, None) for index in range(12)]
+    assert "".join(map(str, dealt(data, 3, 0).values())) == GOLDEN_FOLDS
+    assert dealt(data, 3, 0) != dealt(data, 3, 1)
+
+
+GOLDEN_FOLDS = "110021220210"
+
+
+def test_a_class_with_fewer_groups_than_folds_is_refused_by_name() -> None:
+    ids = [f"{index}" for index in range(9)]
+    groups = [None] * 5 + ["x", "x", "y", "z"]  # the second class: 4 pictures, 3 groups
+    with pytest.raises(UserError) as caught:
+        folds(ids, [0] * 5 + [1] * 4, groups, ["cat", "dog"], 4, 0)
+    (problem,) = caught.value.problems
+    assert (problem.key, problem.given) == ("dataset.folds", 4)
+    assert problem.remedy.startswith("dog has 3 groups of pictures")
+    assert "dataset.folds=3" in problem.remedy
+    assert len(set(folds(ids, [0] * 5 + [1] * 4, groups, ["cat", "dog"], 3, 0)[5:])) == 3
+
+
+@given(st.lists(st.tuples(st.sampled_from([None, *"abcd"]), st.sampled_from([None, *"wxyz"])), min_size=1, max_size=20))
+def test_joined_keeps_together_what_any_grouping_does(pairs: list[tuple[str | None, str | None]]) -> None:
+    found = joined(*map(list, zip(*pairs, strict=True)))
+    # the same, by walking from each picture to all that it hangs together with
+    for index in range(len(pairs)):
+        reached, fresh = {index}, [index]
+        while fresh:
+            one = pairs[fresh.pop()]
+            near = {
+                number for number, other in enumerate(pairs) if any(a is not None and a == b for a, b in zip(one, other, strict=True))
+            } - reached
+            reached |= near
+            fresh += near
+        assert {number for number, name in enumerate(found) if name == found[index]} == reached

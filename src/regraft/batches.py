@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from regraft.hardware import Batch as Arithmetic
 from regraft.streams import generator
+
+if TYPE_CHECKING:
+    from regraft.augment import Mix
+
+
+class Partners(NamedTuple):
+    """With what each row of a share is mixed."""
+
+    picture: Tensor  # [b] int64: which pictures of the split
+    view: Tensor  # [b] int64: which view of each
+    plan: Any  # how, row by row: the augmentation's own
 
 
 class Share(NamedTuple):
@@ -22,14 +33,18 @@ class Share(NamedTuple):
     size: int  # of the global batch
     epoch: int
     step: int  # of the epoch
+    partners: Partners | None = None  # None: nothing is mixed
 
 
 class Batch(NamedTuple):
     """A share with its tensors."""
 
-    x: Tensor  # [b, c, h, w] uint8 pictures, or [b, ...] activations
-    y: Tensor  # [b] int64
+    x: Tensor  # [b, c, h, w] pictures, uint8 or (mixed) floats in 0..1; or [b, ...] activations
+    y: Tensor  # [b] int64 classes, or [b, k] labels or numbers
     share: Share
+    cached: bool = False  # x is what enters a boundary
+    other: Tensor | None = None  # as y: the partners'; None: nothing is mixed
+    own: Tensor | None = None  # [b] in 0..1: how much of each row is its own
 
 
 class GlobalBatches:
@@ -49,10 +64,13 @@ class GlobalBatches:
         views: int = 1,
         expand: bool = False,
         first_epoch: int = 0,
+        mix: Mix | None = None,
+        last: tuple[int, int] | None = None,
     ) -> None:
-        """`seed` None: in order, first view. `expand`: every picture in every view each epoch, else one drawn view of each."""
+        """`seed` None: in order, first view. `expand`: every picture in every view each epoch, else one drawn view of each. `mix`: rows
+        are mixed with others of their global batch. `last`: an epoch and the number of its steps, where it is a shorter one."""
         self.count, self.arithmetic, self.rank, self.seed = count, arithmetic, rank, seed
-        self.views, self.expand = views, expand
+        self.views, self.expand, self.mix, self.last = views, expand, mix, last
         self.epoch = self.first_epoch = first_epoch
         self.sampler = self  # where Lightning looks for set_epoch
 
@@ -77,19 +95,25 @@ class GlobalBatches:
 
     @property
     def steps(self) -> int:
-        """Global batches, that is optimizer steps, in an epoch."""
+        """Global batches, that is optimizer steps, in a whole epoch."""
         return -(-self.count * (self.views if self.expand else 1) // self.arithmetic.size)
 
+    @property
+    def here(self) -> int:
+        """Global batches in this epoch."""
+        return self.last[1] if self.last and self.last[0] == self.epoch else self.steps
+
     def __len__(self) -> int:
-        return self.steps * self.arithmetic.accumulate
+        return self.here * self.arithmetic.accumulate
 
     def __iter__(self) -> Iterator[Share]:
         index, view = self.draws()
         a = self.arithmetic
-        for step in range(self.steps):
+        for step in range(self.here):
             batch = slice(step * a.size, (step + 1) * a.size)
             index_, view_ = index[batch], view[batch]
             size = len(index_)
+            drawn = self.mix.draw((self.seed or 0, "mix", self.epoch, step), size) if self.mix else None
             parts = a.accumulate * a.devices
             for micro in range(a.accumulate):
                 part = micro * a.devices + self.rank
@@ -97,4 +121,8 @@ class GlobalBatches:
                 weight = torch.ones(len(row))
                 if not len(row):
                     row, weight = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
-                yield Share(index_[row], view_[row], row, weight, size, self.epoch, step)
+                mixed = None
+                if self.mix and drawn:
+                    partner, plan = drawn
+                    mixed = Partners(index_[partner[row]], view_[partner[row]], self.mix.rows(plan, row))
+                yield Share(index_[row], view_[row], row, weight, size, self.epoch, step, mixed)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,11 +25,21 @@ from torch.utils._pytree import tree_map_only
 from regraft.errors import Problem, UserError, either, nearest
 
 HEAD = "head"
+AUXILIARY = "auxiliary"
 TOLERANCE = 1e-5  # of the largest value: a stored tensor may have another memory layout, and then another summation order
 
 
 class CutError(Exception):
     """A cut does not hold: the part above it does not give the whole net's answer, or trains what lies below."""
+
+
+class Auxiliary(NamedTuple):
+    """A second classifier inside the net, for training alone: its loss is added to the head's (Szegedy et al. 2015, section 5)."""
+
+    name: str  # a module's name: no dots
+    after: str  # the unit that it listens to, and whose stage it belongs to
+    weight: float  # of its loss beside the head's
+    build: Callable[[int], nn.Module]  # number of classes -> [b, c, h, w] -> [b, classes]; draws from torch's global stream
 
 
 @dataclass
@@ -43,6 +53,7 @@ class Backbone:
     std: tuple[float, ...]
     channels: int
     least: int  # smallest picture side (px) that passes
+    auxiliary: tuple[Auxiliary, ...] = ()
 
 
 class Call(NamedTuple):
@@ -109,12 +120,20 @@ class Chain(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, head: nn.Module, sample: Tensor) -> None:
-        """`sample` [b, c, h, w]: prepared pictures, b = 2 or more; their h x w is the only one at which the net is run from a cut."""
+    def __init__(self, backbone: Backbone, head: nn.Module, sample: Tensor, classes: int | None = None) -> None:
+        """`sample` [b, c, h, w]: prepared pictures, b = 2 or more; their h x w is the only one at which the net is run from a cut.
+
+        `classes`: how many the auxiliary classifiers tell apart, drawn from torch's global stream; None: there shall be none.
+        """
         super().__init__()
         self.backbone, self.head = backbone.module, head
+        tapped = backbone.auxiliary if classes is not None else ()
+        self.auxiliary = nn.ModuleDict({each.name: each.build(classes or 0) for each in tapped})
+        self._taps = {each.name: each for each in tapped}
+        self._heard: list[tuple[float, Tensor]] = []
         self.register_buffer("mean", torch.tensor(backbone.mean)[:, None, None], persistent=False)  # [c, 1, 1]
         self.register_buffer("std", torch.tensor(backbone.std)[:, None, None], persistent=False)
+        self.whitening: nn.Module | None = None  # what pictures pass through instead of the normalisation, where one was fitted
         self.to(sample.device)
         try:
             calls, features = watch(self.backbone, sample)
@@ -133,6 +152,9 @@ class Chain(nn.Module):
             self._lowest.setdefault(unit, i)
             self._lowest.setdefault(unit.partition(".")[0], i)
 
+        for tap in tapped:
+            if tap.after not in self._calls:
+                raise CutError(f"{tap.name} listens to {tap.after}, which the net does not call; it calls {', '.join(self._calls)}")
         names = [f"backbone.{unit}" if unit == HEAD else unit for unit in self._units]  # "head" is the one that was grafted
         held = self._proven(candidates(calls, self._rows), sample)
         owners = {self._position(name) for name, _ in self.named_parameters() if not name.startswith("head.")}
@@ -143,13 +165,17 @@ class Chain(nn.Module):
         self._starts = [0, *(start for _, start in starts[1:]), self._end]
         self.stages: tuple[str, ...] = (*(name for name, _ in starts), HEAD)
         self.blocks: tuple[str, ...] = tuple(names[i] for i in held if i in owners and i not in self._starts)
+        # each stage's blocks that hold parameters, the lowest first; () where it is of one piece; `split` leaves this as it is
+        inside = [[i for i in owners if a <= i < b and (i == a or i in held)] for a, b in zip(self._starts, self._starts[1:], strict=False)]
+        blocks = [tuple(names[i] for i in sorted(own)) if len(own) > 1 else () for own in inside]
+        self.layout: dict[str, tuple[str, ...]] = dict(zip(self.stages, [*blocks, ()], strict=True))
         # every name that `start` and `stop` take -> the call before which it begins
         self.cuts = {names[i]: i for i in held} | dict(zip(self.stages, self._starts, strict=True))
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Pictures [b, c, h, w], uint8 or floats in 0..1 -> floats normalised by the net's own mean and deviation."""
+        """Pictures [b, c, h, w], uint8 or floats in 0..1 -> floats normalised by the net's own mean and deviation, or whitened."""
         scaled = x.to(self.mean.dtype) / 255 if x.dtype == torch.uint8 else x
-        return (scaled - self.mean) / self.std
+        return (scaled - self.mean) / self.std if self.whitening is None else self.whitening(scaled)
 
     def forward(self, x: Tensor, start: str | None = None, stop: str | None = None) -> Tensor:
         """Prepared pictures [b, c, h, w] -> the head's answer.
@@ -160,8 +186,25 @@ class Chain(nn.Module):
         first, last = 0 if start is None else self._at(start), self._end if stop is None else self._at(stop)
         if first > last:
             raise UserError(Problem("stop", stop, f"lies below start = {start}; the order is {', '.join(self.stages)}"))
-        x = self._run(x, first, last)
+        with self._listening(first, last) if self._taps else nullcontext():
+            x = self._run(x, first, last)
         return self.head(x) if stop is None else x
+
+    def heard(self) -> list[tuple[float, Tensor]]:
+        """(weight of the loss, logits [b, classes]) of the auxiliary classifiers that ran in the last forward pass; told once."""
+        heard, self._heard = self._heard, []
+        return heard
+
+    def split(self, cut: str) -> None:
+        """Makes a block the begin of a stage of its own: its stage is what lies below it from now on, and the block's name all that lies
+        from there to the next stage. Raises UserError for a name that is no block."""
+        if cut not in self.blocks:
+            remedy = nearest(cut, self.blocks) or f"the blocks are {either(self.blocks)}"
+            raise UserError(Problem("stage", cut, f"{type(self.backbone).__name__} has no such block inside a stage; {remedy}"))
+        place = bisect_right(self._starts, self.cuts[cut])
+        self._starts.insert(place, self.cuts[cut])
+        self.stages = (*self.stages[:place], cut, *self.stages[place:])
+        self.blocks = tuple(block for block in self.blocks if block != cut)
 
     def prove(self, stage: str, x: Tensor) -> None:
         """Raises CutError if the net, cut at a stage or block, answers prepared pictures x otherwise, or trains what lies below.
@@ -203,7 +246,9 @@ class Chain(nn.Module):
     def _of(self, stage: str, named: Any) -> Iterator[Any]:
         if stage not in self.stages:
             raise UserError(Problem("stage", stage, nearest(stage, self.stages) or f"the stages are {either(self.stages)}"))
-        return ((name, item) for name, item in named if name.split(".")[0] in ("backbone", HEAD) and self.stage_of(name) == stage)
+        return (
+            (name, item) for name, item in named if name.split(".")[0] in ("backbone", AUXILIARY, HEAD) and self.stage_of(name) == stage
+        )
 
     def _at(self, cut: str) -> int:
         """The call before which a stage or block begins."""
@@ -221,11 +266,34 @@ class Chain(nn.Module):
         root, _, path = name.partition(".")
         if root == HEAD:
             return self._end
-        if root not in ("backbone", "mean", "std"):
+        if root == AUXILIARY:  # with the unit that it listens to
+            path = self._taps[path.partition(".")[0]].after if path else ""
+            root = "backbone"
+        if root not in ("backbone", "mean", "std", "whitening"):
             raise KeyError(f"{name} is no parameter, buffer or module of this chain")
         while path and path not in self._lowest:
             path = path.rpartition(".")[0]
         return self._lowest.get(path, 0)
+
+    @contextmanager
+    def _listening(self, first: int, last: int) -> Iterator[None]:
+        """While it lasts, auxiliary classifiers that train hear their units, where those lie between two calls: the others are blank."""
+        self._heard = []
+        taps = [
+            (tap, module)
+            for tap, module in zip(self._taps.values(), self.auxiliary.values(), strict=True)
+            if module.training and first <= self._lowest[tap.after] < last and any(p.requires_grad for p in module.parameters())
+        ]
+        known = units(self.backbone) if taps else {}
+        hooks = [known[tap.after].register_forward_hook(partial(self._hear, tap, module)) for tap, module in taps]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hear(self, tap: Auxiliary, classifier: nn.Module, unit: nn.Module, args: tuple[Any, ...], left: Tensor) -> None:
+        self._heard.append((tap.weight, classifier(left)))
 
     def _run(self, x: Tensor, first: int, last: int, blank: Callable[..., Tensor] = Tensor.new_empty) -> Tensor:
         """From the tensor that enters call `first` to the one that enters call `last`, or to the features."""

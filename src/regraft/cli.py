@@ -137,10 +137,60 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
+def _preview(options: argparse.Namespace) -> int:
+    from regraft import config, preview
+
+    [job] = config.Composer(options.config_name, options.config_dir).jobs(options.overrides, multirun=False)
+    source = job.settings.dataset.open(job.settings.cache.folder())
+    path = Path(options.output).expanduser().absolute()
+    preview.write(job.settings, source, path, options.pictures, options.draws)
+    print(_shown(path))
+    return 0
+
+
+def _find_lr(options: argparse.Namespace) -> int:
+    from regraft import config, range_test
+
+    if options.steps < 10:
+        raise UserError(Problem("--steps", options.steps, "at least 10 are needed"))
+    [job] = config.Composer(options.config_name, options.config_dir).jobs(options.overrides, multirun=False)
+    source = job.settings.dataset.open(job.settings.cache.folder())
+    path = Path(options.output).expanduser().absolute()
+    found = range_test.run(job.settings, source, path, options.steps, print)
+    if found.suggestion is None:
+        print(
+            f"the loss falls at no rate from {found.lrs[0]:.2g} to {found.lrs[-1]:.2g}; {_shown(path)} shows it"
+            if found.lrs
+            else "no step was made"
+        )
+        return 1
+    print(f"the loss falls fastest at optimizer.lr={found.suggestion:.2g}; {_shown(path)} shows {len(found.lrs)} rates")
+    return 0
+
+
 def _list(options: argparse.Namespace) -> int:
     from regraft import listing
 
+    if options.cost:
+        return _cost(options)
     print("\n".join(listing.groups() if options.group is None else listing.entries(options.group)))
+    return 0
+
+
+def _cost(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from regraft import listing
+
+    if options.group != "model":
+        raise UserError(Problem("--cost", None, "it is the nets that cost; regraft list model --cost"))
+    if options.size < 1:
+        raise UserError(Problem("--size", options.size, "px of a picture's side; at least 1 is needed"))
+    from regraft import cost
+
+    with Console(stderr=True).status("measuring"):
+        costs = [(spec, keys, cost.measure(spec, options.size)) for spec, keys in listing.nets()]
+    Console(highlight=False).print(cost.table(costs))
     return 0
 
 
@@ -168,13 +218,17 @@ def _predict(options: argparse.Namespace) -> int:
 
     run = load(_run_folder(options.run))
     files = [file for word in options.files for file in _pictures(Path(word))]
-    top = min(options.top, len(run.classes))
+    if options.top < 1:
+        raise UserError(Problem("--top", options.top, "at least 1 is needed"))
+    task = run.settings.task
+    top = len(run.classes) if task.KIND == "numbers" else min(options.top, len(run.classes))
     width = max(map(len, run.classes))
     for path, scores in run.predict(files):
-        best = scores.topk(top)
-        ranked = [(run.classes[i], round(score, 6)) for i, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        order = range(top) if task.KIND == "numbers" else scores.topk(top).indices.tolist()
+        ranked = [(run.classes[i], round(scores[i].item(), 6)) for i in order]
         if options.json:
-            print(json.dumps({"file": str(path), "predicted": ranked[0][0], "scores": dict(ranked)}, ensure_ascii=False))
+            said = {} if task.KIND == "numbers" else {"predicted": task.answers(scores[None], run.classes)[0]}
+            print(json.dumps({"file": str(path), **said, "scores": dict(ranked)}, ensure_ascii=False))
         else:
             print(f"{path}  {'  '.join(f'{name:<{width}} {score:.3f}' for name, score in ranked)}")
     return 0
@@ -241,9 +295,32 @@ VERBS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] 
         "adapt a network: a run, or a sweep with -m",
     ),
     "check": (_check, _CONFIG, "compose and check what train would run, and run nothing"),
+    "preview": (
+        _preview,
+        [
+            *(each for each in _CONFIG if "--multirun" not in each[0]),
+            (("--output",), {"metavar": "FILE", "default": "preview.png", "help": "where the sheet is written (preview.png)"}),
+            (("--pictures",), {"type": int, "metavar": "N", "default": 6, "help": "rows: how many train pictures (6)"}),
+            (("--draws",), {"type": int, "metavar": "N", "default": 7, "help": "columns: how many epochs' draws of what is random (7)"}),
+        ],
+        "draw a sheet of train pictures and of what train would see of them",
+    ),
+    "find-lr": (
+        _find_lr,
+        [
+            *(each for each in _CONFIG if "--multirun" not in each[0]),
+            (("--output",), {"metavar": "FILE", "default": "lr.png", "help": "where the plot is written (lr.png)"}),
+            (("--steps",), {"type": int, "metavar": "N", "default": 100, "help": "optimizer steps, each with a larger rate (100)"}),
+        ],
+        "the learning-rate range test: train some steps with a growing rate, and keep nothing",
+    ),
     "list": (
         _list,
-        [(("group",), {"nargs": "?", "help": "a config group: model, dataset, freeze, ..."})],
+        [
+            (("group",), {"nargs": "?", "help": "a config group: model, dataset, freeze, ..."}),
+            (("--cost",), {"action": "store_true", "help": "with model: parameters, multiply-adds, memory and speed here of every net"}),
+            (("--size",), {"type": int, "default": 224, "metavar": "PX", "help": "side of the pictures that --cost measures with (224)"}),
+        ],
         "the config groups, or one group's entries and their keys",
     ),
     "evaluate": (
@@ -263,7 +340,7 @@ VERBS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] 
             (("--json",), {"action": "store_true", "help": "a line of JSON for each picture"}),
             (("--top",), {"type": int, "default": 3, "help": "how many classes to show (3)"}),
         ],
-        "classify pictures with a finished run",
+        "what a finished run says of pictures",
     ),
 }
 

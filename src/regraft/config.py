@@ -27,6 +27,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from regraft.augment import filled
 from regraft.errors import Problem, UserError, shown
 from regraft.mistakes import TOP, hint, keys, knows, own_files, refused, unavailable, unresolved, with_file
 from regraft.settings import FILES_GROUPS, GROUPS, MISSING, Settings, checked, paths
@@ -89,7 +90,7 @@ class Composer:
     def jobs(self, overrides: Sequence[str], multirun: bool) -> list[Job]:
         """Every point, composed and checked. Raises UserError with every mistake in any of them."""
         given = _parsed(overrides)
-        hydra = self._base([override for override in given if not override.is_sweep_override()]).hydra
+        hydra = self._base(_spelt([override for override in given if not override.is_sweep_override()])).hydra
         multirun = multirun or hydra.get("mode") == "MULTIRUN"
         if multirun:
             params = (hydra.get("sweeper") or {}).get("params") or {}
@@ -120,7 +121,7 @@ class Composer:
         told = {problem.key for problem in problems}
         config.pop("run_id", None)
         try:
-            found = _absolute(_resolved(config))
+            found = _filled(_absolute(_resolved(config)))
             found["plots"] = single if found.get("plots") is None else found["plots"]
             typed = checked(found)
         except UserError as error:
@@ -212,7 +213,18 @@ def _points(overrides: Sequence[Override]) -> Iterator[tuple[Override, ...]]:
             problems.append(Problem(override.key_or_group, _line(override).partition("=")[2], remedy))
     if problems:
         raise UserError(problems)
-    yield from itertools.product(*axes)
+    yield from (tuple(_spelt(point)) for point in itertools.product(*axes))
+
+
+def _spelt(overrides: Iterable[Override]) -> Iterator[Override]:
+    """`augmentation=[rotations,mixup]` in full: several, and its steps; the last choice counts, as of every group."""
+    given = list(overrides)
+    choices = [override for override in given if override.key_or_group == "augmentation"]
+    for override in given:
+        if override not in choices or not isinstance(override.value(), list):
+            yield override
+        elif override is choices[-1]:
+            yield from _parsed(["augmentation=several", f"augmentation.steps={_line(override).partition('=')[2]}"])
 
 
 def _line(override: Override) -> str:
@@ -225,7 +237,7 @@ def _put(config: Plain, key: str, value: Any) -> list[Problem]:
     here: Any = config
     for section in sections:
         here = here.get(section) if isinstance(here, dict) else None
-    if isinstance(value, dict) and isinstance(here, dict) and isinstance(here.get(last), dict):
+    if isinstance(value, dict) and isinstance(here, dict) and isinstance(here.get(last), dict) and not knows(config, key):
         return [problem for inside, each in value.items() for problem in _put(config, f"{key}.{inside}", each)]
     if key == "run_id":
         return [Problem(key, value, "it is filled in: the hash of what decides the result; hydra.run.dir names the folder")]
@@ -262,6 +274,14 @@ def _absolute(config: Plain) -> Plain:
         word = value == MISSING or (key == "weights" and value in ("imagenet", "none"))
         if not word and (os.sep in value or path.exists()):
             config[section][key] = str(path.absolute())
+    return config
+
+
+def _filled(config: Plain) -> Plain:
+    """The steps of an augmentation in full, so that the config in the run folder leaves nothing to another version's files."""
+    augmentation = config.get("augmentation")
+    if isinstance(augmentation, dict) and augmentation.get("name") == "several" and isinstance(augmentation.get("steps"), list):
+        augmentation["steps"] = filled(augmentation["steps"])
     return config
 
 

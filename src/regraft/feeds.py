@@ -19,6 +19,7 @@ from regraft.hardware import Batch as Arithmetic
 if TYPE_CHECKING:
     from regraft.cache import Rows
     from regraft.datasets.source import Sample, Source
+    from regraft.whitening import Colours
 
 
 class Feed(Dataset[Batch]):
@@ -26,20 +27,25 @@ class Feed(Dataset[Batch]):
 
     cached = False
 
-    def __init__(self, labels: Sequence[int]) -> None:
-        self.labels = torch.tensor(labels, dtype=torch.int64)
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = list(samples)
+        self.truth = truth(self.samples)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.samples)
 
     def __getitems__(self, share: Share) -> Batch | UserError:
         try:
-            return Batch(self.tensors(share), self.labels[share.picture], share)
+            return self.batch(share)
         except UserError as error:  # from a worker, torch would hand on its text only
             return error
 
-    def tensors(self, share: Share) -> Tensor:
-        """[b, ...] for the share's rows"""
+    def batch(self, share: Share) -> Batch:
+        """The share with its tensors."""
+        return Batch(self.tensors(share.picture, share.view, share.epoch), self.truth[share.picture], share, self.cached)
+
+    def tensors(self, picture: Tensor, view: Tensor, epoch: int) -> Tensor:
+        """[b, ...] for these pictures in these views; both [b] int64"""
         raise NotImplementedError
 
     def loader(self, batches: GlobalBatches, workers: int = 0) -> DataLoader[Batch]:
@@ -53,7 +59,7 @@ class Feed(Dataset[Batch]):
 
 
 class Live(Feed):
-    """Pictures read from the source: uint8 [b, 3, size, size]."""
+    """Pictures read from the source: uint8 [b, 3, size, size]; floats in 0..1 where they are mixed."""
 
     def __init__(
         self,
@@ -63,21 +69,33 @@ class Live(Feed):
         how: Literal["crop", "squash", "pad"],
         augmentation: AugmentationSpec | None = None,
         seed: int = 0,
+        colours: Colours | None = None,
     ) -> None:
-        super().__init__([sample.label for sample in samples])
-        self.source, self.samples, self.size, self.how, self.seed = source, list(samples), size, how, seed
-        finite = augmentation.finite() if augmentation else [IDENTITY]
-        self.views: list[View] = finite or [IDENTITY]
-        self.random = augmentation if augmentation and finite is None else None
+        """`colours`: the train set's, for an augmentation that needs them."""
+        super().__init__(samples)
+        self.source, self.size, self.how, self.seed = source, size, how, seed
+        self.views: list[View] = augmentation.symmetries() if augmentation else [IDENTITY]
+        self.read = round(size * augmentation.margin) if augmentation else size  # px: what a random crop is cut from
+        self.change = augmentation.transform(size, colours) if augmentation else None
+        self.mix = augmentation.mix() if augmentation else None
 
-    def tensors(self, share: Share) -> Tensor:
-        pictures = []
-        for index, view in zip(share.picture.tolist(), share.view.tolist(), strict=True):
-            picture = torch.from_numpy(fitted(self.source.read(self.samples[index]), self.size, self.how))  # [c, h, w]
-            if self.random:
-                picture = self.random.random(picture, (self.seed, "augment", share.epoch, index, view))
-            pictures.append(self.views[view](picture))
-        return torch.stack(pictures)
+    def batch(self, share: Share) -> Batch:
+        batch = super().batch(share)
+        if share.partners is None or self.mix is None:
+            return batch
+        others = self.tensors(share.partners.picture, share.partners.view, share.epoch)
+        x, own = self.mix.apply(batch.x.float() / 255, others.float() / 255, share.partners.plan)
+        return batch._replace(x=x, other=self.truth[share.partners.picture], own=own)
+
+    def tensors(self, picture: Tensor, view: Tensor, epoch: int) -> Tensor:
+        return torch.stack([self.picture(*one, epoch) for one in zip(picture.tolist(), view.tolist(), strict=True)])
+
+    def picture(self, index: int, view: int, epoch: int) -> Tensor:
+        """What an epoch sees of one picture in one view: uint8 [3, size, size]"""
+        picture = torch.from_numpy(fitted(self.source.read(self.samples[index]), self.read, self.how))  # [c, h, w]
+        if self.change:
+            picture = self.change(picture, (self.seed, "augment", epoch, index, view))
+        return self.views[view](picture)
 
 
 class Cached(Feed):
@@ -85,14 +103,14 @@ class Cached(Feed):
 
     cached = True
 
-    def __init__(self, views: Sequence[Rows], labels: Sequence[int]) -> None:
-        super().__init__(labels)
+    def __init__(self, views: Sequence[Rows], samples: Sequence[Sample]) -> None:
+        super().__init__(samples)
         self.views = list(views)
 
-    def tensors(self, share: Share) -> Tensor:
+    def tensors(self, picture: Tensor, view: Tensor, epoch: int) -> Tensor:
         if len(self.views) == 1:
-            return self.views[0].gather(share.picture)
-        drawn = [self.views[view].gather(index[None]) for view, index in zip(share.view.tolist(), share.picture, strict=True)]
+            return self.views[0].gather(picture)
+        drawn = [self.views[each].gather(index[None]) for each, index in zip(view.tolist(), picture, strict=True)]
         return torch.cat(drawn)
 
 
@@ -104,6 +122,13 @@ class Loader(DataLoader[Batch]):
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+def truth(samples: Sequence[Sample]) -> Tensor:
+    """[n] int64 classes; [n, k] floats where samples have many labels or numbers"""
+    if samples and samples[0].target is not None:
+        return torch.tensor([sample.target for sample in samples], dtype=torch.float32)
+    return torch.tensor([sample.label for sample in samples], dtype=torch.int64)
 
 
 def fitted(picture: np.ndarray, size: int, how: Literal["crop", "squash", "pad"]) -> np.ndarray:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from regraft.errors import Problem, UserError
-from regraft.registry import Group, Named, doc
+from pydantic import Field, create_model
+
+from regraft.errors import Problem, UserError, shown
+from regraft.layout import Layout, Place, Stages
+from regraft.registry import Group, Named, Spec, doc, parse
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor, nn
 
     from regraft.chain import Chain
 
 HEAD = "head"
+Only = Literal["all", "norms", "biases"]
 
 
 @dataclass(frozen=True)
@@ -25,40 +30,92 @@ class Phase:
     name: str
     epochs: int
     boundary: str  # the lowest stage that trains; what lies below it gives the same answer every time
-    trains: tuple[str, ...]  # the stages that train, in the chain's order
+    trains: tuple[str, ...]  # the stages in which anything trains, in the chain's order
     lr: float = 1.0  # factor on optimizer.lr
+    only: Only = "all"  # which of these stages' parameters train; the head trains wholly
+    norm_stats: Literal["train", "frozen"] = "train"  # running statistics of norms that would move
+    factors: tuple[tuple[str, float], ...] = ()  # stages whose learning rate has a factor of its own, beside `lr`
+    pull: tuple[float, float] | None = (
+        None  # alpha towards the start for the backbone, beta towards 0 for the rest; instead of weight decay
+    )
+
+    def factor(self, stage: str) -> float:
+        """What a stage's learning rate is multiplied by, beside `lr`."""
+        return dict(self.factors).get(stage, 1.0)
 
     def plain(self) -> dict[str, Any]:
-        return asdict(self) | {"trains": list(self.trains)}
+        return asdict(self) | {"trains": list(self.trains), "factors": dict(self.factors), "pull": list(self.pull) if self.pull else None}
 
 
 class FreezePolicy(Named):
-    """Common to all policies."""
+    """Common to all policies; an entry of its own gives `draw`."""
 
-    def least_epochs(self) -> int:
-        """The fewest epochs that give each phase one."""
-        return 1
+    layer_decay: float = doc("factor on the learning rate for each stage from the head downward, 0..1; 1: none", gt=0, le=1)
+    stage_lr: dict[str, Annotated[float, Field(gt=0)]] | None = doc("factors on the learning rate: {STAGE or block: FACTOR}; null: none")
+    norm_stats: Literal["train", "frozen"] = doc("running statistics of norms in what trains: train (they move) or frozen (they stay)")
 
-    def phases(self, stages: Sequence[str], epochs: int) -> list[Phase]:
-        """The phases of a run. `stages` are the chain's, from the lowest to the head. Raises UserError for one that is not there."""
+    def draw(self, layout: Layout, epochs: int) -> list[Phase]:
+        """The phases of a run; what they train are `layout.names(...)`. Raises UserError for what this net does not have."""
         raise NotImplementedError
 
+    def named(self) -> Iterator[Place]:
+        """The stages and blocks that this policy is given by name."""
+        return iter(())
 
-def phase(name: str, epochs: int, trains: Sequence[str], lr: float = 1.0) -> Phase:
-    return Phase(name, epochs, trains[0], tuple(trains), lr)
+    def asks(self) -> bool:
+        """Whether a net's stages must be known to see that the policy fits it."""
+        return any(True for _ in self._places())
+
+    def epochs_problem(self, epochs: int) -> Problem | None:
+        """Why trainer.max_epochs does not suit this policy; None: it does."""
+        return None
+
+    def cuts(self, stages: Stages = ()) -> list[str]:
+        """The blocks at which `Chain.split` must be called before training. Raises UserError with every name that is not there."""
+        return Layout(stages).cut(self._places()) if stages else []
+
+    def drawn(self, stages: Stages, epochs: int) -> list[Phase]:
+        """The phases of a run on a chain that is split at `cuts`. `stages`: `Chain.layout`. Raises UserError for what is not there."""
+        if problem := self.epochs_problem(epochs):
+            raise UserError(problem)
+        layout = Layout(stages)
+        layout.cut(self._places())
+        drawn = self.draw(layout, epochs)
+        rates = tuple((stage, factor) for stage, factor in self._factors(layout) if factor != 1)
+        return [
+            replace(each, norm_stats=self.norm_stats, factors=tuple((stage, factor) for stage, factor in rates if stage in each.trains))
+            for each in drawn
+        ]
+
+    def _places(self) -> Iterator[Place]:
+        yield from self.named()
+        yield from (Place("freeze.stage_lr", name, "alone") for name in self.stage_lr or ())
+
+    def _factors(self, layout: Layout) -> Iterator[tuple[str, float]]:
+        """A block's own factor goes before its stage's; layer_decay counts whole stages, wherever the chain is split."""
+        given = {layout.spans[name]: factor for name, factor in (self.stage_lr or {}).items()}
+        for block, name in layout.pieces.items():
+            own = [span for span in given if span[0] <= block < span[1]]
+            narrowest = min(own, key=lambda span: span[1] - span[0], default=None)
+            below_head = len(layout.stages) - 1 - layout.stage(block)
+            yield name, self.layer_decay**below_head * (1.0 if narrowest is None else given[narrowest])
+
+
+def phase(name: str, epochs: int, trains: Sequence[str], lr: float = 1.0, **more: Any) -> Phase:
+    return Phase(name, epochs, trains[0], tuple(trains), lr, **more)
 
 
 class Nothing(FreezePolicy):
     """Fine-tune: every stage trains."""
 
-    def phases(self, stages: Sequence[str], epochs: int) -> list[Phase]:
-        return [phase("fine-tune", epochs, stages)]
+    def draw(self, layout: Layout, epochs: int) -> list[Phase]:
+        return [phase("fine-tune", epochs, layout.names(0))]
 
 
 class BackboneFrozen(FreezePolicy):
     """Linear probe: only the head trains."""
 
-    def phases(self, stages: Sequence[str], epochs: int) -> list[Phase]:
+    def draw(self, layout: Layout, epochs: int) -> list[Phase]:
         return [phase("probe", epochs, [HEAD])]
 
 
@@ -67,11 +124,31 @@ class Last(FreezePolicy):
 
     n: int = doc("how many stages below the head train; 0 is the linear probe", ge=0)
 
-    def phases(self, stages: Sequence[str], epochs: int) -> list[Phase]:
-        below = len(stages) - 1
-        if self.n > below:
-            raise UserError(Problem("freeze.n", self.n, f"the net has {below} stages below the head: {', '.join(stages[:-1])}"))
-        return [phase(f"last {self.n}", epochs, stages[below - self.n :])]
+    def asks(self) -> bool:
+        return self.n > 0 or super().asks()
+
+    def draw(self, layout: Layout, epochs: int) -> list[Phase]:
+        *below, _ = layout.stages
+        if self.n > len(below):
+            raise UserError(Problem("freeze.n", self.n, f"the net has {len(below)} stages below the head: {', '.join(below)}"))
+        lowest = layout.stages[len(below) - self.n]
+        return [phase(f"last {self.n}", epochs, layout.names(layout.spans[lowest][0]))]
+
+
+class Until(FreezePolicy):
+    """Everything up to and including one stage or block is frozen; what lies above it trains."""
+
+    stage: str = doc("the highest stage or block that is frozen: layer3, layer3.1")
+
+    def named(self) -> Iterator[Place]:
+        yield Place("freeze.stage", self.stage, "until")
+
+    def draw(self, layout: Layout, epochs: int) -> list[Phase]:
+        _, end = layout.spans[self.stage]
+        if end == len(layout.row):
+            remedy = f"nothing would train: the head is the last stage; freeze.stage={layout.stages[-2]} trains the head alone"
+            raise UserError(Problem("freeze.stage", self.stage, remedy))
+        return [phase(f"above {self.stage}", epochs, layout.names(end))]
 
 
 class LinearProbeFineTune(FreezePolicy):
@@ -80,36 +157,181 @@ class LinearProbeFineTune(FreezePolicy):
     probe: float = doc("part of the epochs that probe, 0..1; each phase gets at least one epoch", gt=0, lt=1)
     finetune_lr: float = doc("factor on optimizer.lr while fine-tuning", gt=0)
 
-    def least_epochs(self) -> int:
-        return 2
+    def epochs_problem(self, epochs: int) -> Problem | None:
+        return Problem("trainer.max_epochs", epochs, f"freeze={self.name} needs at least 2") if epochs < 2 else None
 
-    def phases(self, stages: Sequence[str], epochs: int) -> list[Phase]:
+    def draw(self, layout: Layout, epochs: int) -> list[Phase]:
         probe = min(max(1, round(self.probe * epochs)), epochs - 1)
-        return [phase("probe", probe, [HEAD]), phase("fine-tune", epochs - probe, stages, self.finetune_lr)]
+        return [phase("probe", probe, [HEAD]), phase("fine-tune", epochs - probe, layout.names(0), self.finetune_lr)]
+
+
+class Gradual(FreezePolicy):
+    """Gradual unfreezing: the head first, then one more stage from the top every few epochs (Howard & Ruder 2018, section 3.3).
+
+    The last phase takes what is left of the epochs; where they don't suffice, the lowest stages are never reached.
+    """
+
+    every: int = doc("epochs between two stages", ge=1)
+    down_to: str | None = doc("the lowest stage or block that is reached; null: the whole net")
+
+    def named(self) -> Iterator[Place]:
+        if self.down_to is not None:
+            yield Place("freeze.down_to", self.down_to, "from")
+
+    def draw(self, layout: Layout, epochs: int) -> list[Phase]:
+        floor = 0 if self.down_to is None else layout.spans[self.down_to][0]
+        begins = {max(floor, layout.spans[stage][0]): None for stage in reversed(layout.stages)}
+        steps = list(begins)[: -(-epochs // self.every)]
+        lengths = [self.every] * (len(steps) - 1)
+        trains = [layout.names(begin) for begin in steps]
+        return [
+            phase("head" if own[0] == HEAD else f"from {own[0]}", length, own)
+            for own, length in zip(trains, [*lengths, epochs - sum(lengths)], strict=True)
+        ]
+
+
+class NormOnly(FreezePolicy):
+    """All norms' scales and shifts train, and the head; all other weights stay (Frankle et al. 2021)."""
+
+    only: ClassVar[Only] = "norms"
+
+    def draw(self, layout: Layout, epochs: int) -> list[Phase]:
+        return [phase(self.only, epochs, layout.names(0), only=self.only)]
+
+
+class BitFit(NormOnly):
+    """All biases train, and the head; all other weights stay (Ben Zaken et al. 2022, section 3)."""
+
+    only: ClassVar[Only] = "biases"
+
+
+class Surgical(FreezePolicy):
+    """A few stages train, and the head; they need not be neighbours (Lee et al. 2023, section 2)."""
+
+    stages: list[str] = doc("the stages or blocks that train beside the head: [layer1]", min_length=1)
+
+    def named(self) -> Iterator[Place]:
+        yield from (Place("freeze.stages", name, "alone") for name in self.stages)
+
+    def draw(self, layout: Layout, epochs: int) -> list[Phase]:
+        return [phase("surgical", epochs, layout.inside([*self.stages, HEAD]))]
+
+
+class L2SP(FreezePolicy):
+    """Everything trains and is pulled towards where it started (Li et al. 2018, eq. 2), in place of weight decay."""
+
+    alpha: float = doc("strength of the pull of the backbone towards its start: alpha/2 |w - w0|^2", ge=0)
+    beta: float = doc("strength of the pull of the head towards 0: beta/2 |w|^2", ge=0)
+
+    def draw(self, layout: Layout, epochs: int) -> list[Phase]:
+        return [phase("l2-sp", epochs, layout.names(0), pull=(self.alpha, self.beta))]
+
+
+class _Written(Spec):
+    """A phase as a user writes it in a list; defaults stand here, since an item of a list has no YAML file of its own."""
+
+    name: str = doc("what tables and pictures call it")
+    epochs: int = doc("how many epochs of trainer.max_epochs", ge=1)
+    trains: list[str] | None = doc("the stages or blocks that train", min_length=1, default=None)
+    lr: float = doc("factor on optimizer.lr", gt=0, default=1.0)
+    only: Only = doc("which of their parameters train, the head's aside: all, norms or biases", default="all")
+
+
+# `from` is a word of Python's, and can't be written as a field
+Written: Any = create_model("Written", __base__=_Written, **{"from": (str | None, doc("it trains, and all above it", default=None))})  # type: ignore[call-overload]
+
+
+class Phases(FreezePolicy):
+    """Phases of your own, as a list; together they last as long as trainer.max_epochs."""
+
+    phases: list[Any] = doc("list of {name, epochs, trains: [STAGE, ...] or from: STAGE, lr: FACTOR, only: all|norms|biases}", min_length=1)
+
+    def problems(self) -> list[Problem]:
+        found: list[Problem] = []
+        for number, values in enumerate(self.phases):
+            try:
+                _written(values, f"freeze.phases[{number}]")
+            except UserError as error:
+                found += [problem._replace(key=problem.key.removeprefix("freeze.")) for problem in error.problems]
+        return found
+
+    def epochs_problem(self, epochs: int) -> Problem | None:
+        whole = sum(each.epochs for _, each in self._written())
+        remedy = f"the phases of freeze.phases last {whole} epochs together; trainer.max_epochs={whole} would work"
+        return Problem("trainer.max_epochs", epochs, remedy) if whole != epochs else None
+
+    def named(self) -> Iterator[Place]:
+        for at, each in self._written():
+            if lowest := getattr(each, "from"):
+                yield Place(f"{at}.from", lowest, "from")
+            yield from (Place(f"{at}.trains", name, "alone") for name in each.trains or ())
+
+    def draw(self, layout: Layout, epochs: int) -> list[Phase]:
+        found = []
+        for _, each in self._written():
+            lowest = getattr(each, "from")
+            trains = layout.names(layout.spans[lowest][0]) if lowest else layout.inside(each.trains)
+            found.append(phase(each.name, each.epochs, trains, each.lr, only=each.only))
+        return found
+
+    def _written(self) -> list[tuple[str, Any]]:
+        """Each phase with its key. Raises UserError for one that is wrong."""
+        keys = [f"freeze.phases[{number}]" for number in range(len(self.phases))]
+        return [(key, _written(values, key)) for key, values in zip(keys, self.phases, strict=True)]
+
+
+def _written(values: Any, at: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(Problem(at, shown(values), "a phase is needed: {name: probe, epochs: 2, trains: [head]}"))
+    written: Any = parse(Written, values, at)
+    if (written.trains is None) == (getattr(written, "from") is None):
+        raise UserError(Problem(f"{at}.trains", written.trains, "either trains: [STAGE, ...] is needed or from: STAGE, and not both"))
+    return written
 
 
 GROUP = Group(
     "freeze",
-    {"none": Nothing, "backbone": BackboneFrozen, "last": Last, "lp_ft": LinearProbeFineTune},
+    {
+        "none": Nothing,
+        "backbone": BackboneFrozen,
+        "last": Last,
+        "until": Until,
+        "surgical": Surgical,
+        "lp_ft": LinearProbeFineTune,
+        "gradual": Gradual,
+        "norm_only": NormOnly,
+        "bitfit": BitFit,
+        "l2_sp": L2SP,
+        "phases": Phases,
+    },
     "regraft.freeze",
     about="what stays as it was, and when",
 )
 
 
+def trained(chain: Chain, current: Phase) -> Iterator[tuple[str, nn.Parameter]]:
+    """What trains in this phase, by its name in the chain: exactly that, whatever the stages hold beside it."""
+    for stage in current.trains:
+        for where, module in chain.named_modules_of(stage):
+            for name, parameter in module.named_parameters(recurse=False):
+                if _wholly(where, current) or (where.split(".")[0] == "backbone" and _partly(module, name, parameter, current.only)):
+                    yield f"{where}.{name}", parameter
+
+
 def gradients(chain: Chain, current: Phase) -> None:
     """Gradients for what trains in this phase, and for nothing else."""
-    for stage in chain.stages:
-        for _, parameter in chain.named_parameters_of(stage):
-            parameter.requires_grad_(stage in current.trains)
+    chain.requires_grad_(False)
+    for _, parameter in trained(chain, current):
+        parameter.requires_grad_(True)
 
 
 def modes(chain: Chain, current: Phase) -> None:
     """Training mode for what trains, eval mode for the rest: a frozen BatchNorm keeps its statistics, a frozen dropout is off."""
+    awake = {id(module) for module in _awake(chain, current)}
     for stage in chain.stages:
         for _, module in chain.named_modules_of(stage):
-            own = list(module.parameters(recurse=False))
             # the attribute itself: module.train() would descend into children that may belong to other stages
-            module.training = stage in current.trains and (not own or any(parameter.requires_grad for parameter in own))
+            module.training = id(module) in awake
 
 
 @contextmanager
@@ -137,6 +359,51 @@ def lone(chain: Chain, rows: int, size: int, idle: bool) -> Iterator[None]:
 
 
 def changing(chain: Chain, phases: Iterable[Phase]) -> set[str]:
-    """Names (as in the chain's state dict) of all parameters and buffers that may change in these phases."""
-    stages = {stage for current in phases for stage in current.trains}
-    return {name for name in chain.state_dict() if chain.stage_of(name) in stages}  # a buffer that is not persistent can't be kept
+    """Names (as in the chain's state dict) of all parameters and buffers that may change in these phases, and of no others."""
+    changed: set[int] = set()
+    for current in phases:
+        changed |= {id(parameter) for _, parameter in trained(chain, current)}
+        changed |= {id(buffer) for module in _awake(chain, current) for buffer in module.buffers(recurse=False)}
+    # the tensors themselves, since one may have several names; a buffer that is not persistent has none, and can't be kept
+    return {name for name, tensor in chain.state_dict(keep_vars=True).items() if id(tensor) in changed}
+
+
+def pull(chain: Chain, current: Phase, start: Mapping[str, Tensor]) -> Tensor | None:
+    """What a phase adds to the loss: alpha/2 |w - start|^2 over what trains of the backbone, beta/2 |w|^2 over the rest (Li et al. 2018,
+    eq. 2: L2-SP). None: nothing. `start`: the weights before all training, by their names in the chain, on the same device."""
+    if current.pull is None:
+        return None
+    alpha, beta = current.pull
+    terms = [
+        alpha * (parameter - start[name]).square().sum() if name.startswith("backbone.") else beta * parameter.square().sum()
+        for name, parameter in trained(chain, current)
+    ]
+    return sum(terms[1:], start=terms[0]) / 2
+
+
+def _awake(chain: Chain, current: Phase) -> Iterator[nn.Module]:
+    """The modules in training mode: those whose own parameters train, and in a stage that trains wholly those that have none.
+
+    A norm with running statistics is not among them under norm_stats=frozen: it goes by the statistics that it has, and keeps them.
+    """
+    mine = {id(parameter) for _, parameter in trained(chain, current)}
+    for stage in current.trains:
+        for where, module in chain.named_modules_of(stage):
+            own = [id(parameter) for parameter in module.parameters(recurse=False)]
+            fixed = current.norm_stats == "frozen" and is_norm(module) and any(True for _ in module.buffers(recurse=False))
+            if not fixed and (not mine.isdisjoint(own) if own else _wholly(where, current)):
+                yield module
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises: its kind, or one that it is derived from, says so, and its own parameters are one per channel."""
+    named = any("norm" in kind.__name__.lower() or kind.__name__.startswith("FilterResponse") for kind in type(module).__mro__)
+    return named and all(parameter.numel() == max(parameter.shape, default=1) for parameter in module.parameters(recurse=False))
+
+
+def _wholly(where: str, current: Phase) -> bool:
+    return current.only == "all" or where.split(".")[0] == HEAD
+
+
+def _partly(module: nn.Module, name: str, parameter: nn.Parameter, only: Only) -> bool:
+    return is_norm(module) if only == "norms" else name.endswith("bias") and parameter.ndim == 1

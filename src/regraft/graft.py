@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -14,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regraft import streams, weights
+from regraft import feeds, streams, weights
 from regraft.chain import Chain
 from regraft.datasets import pictures
 from regraft.errors import Problem, UserError
 from regraft.feeds import fitted
 from regraft.record import MODEL, RunFolder
 from regraft.settings import Settings, settings
+from regraft.tasks.module import Units
+from regraft.whitening import Whitening
 
 if TYPE_CHECKING:
     from regraft.chain import Backbone
@@ -30,25 +33,26 @@ if TYPE_CHECKING:
 State = dict[str, Tensor]
 
 
-def build(s: Settings, classes: int) -> tuple[Chain, weights.Origin]:
+def build(s: Settings, classes: Sequence[str]) -> tuple[Chain, weights.Origin]:
     """The chain that a run starts from, with its weights. Raises UserError for weights that do not fit, or too small a picture."""
-    backbone, origin = _backbone(s), origin_of(s)
+    backbone, origin = _backbone(s), s.origin
+    published: State = {}
     if origin.kind == "imagenet":
-        state = s.model.adapt(s.model.fetch(backbone), backbone)
+        published = s.model.fetch(backbone)
     elif origin.kind == "file":
-        state = s.model.adapt(weights.read(Path(s.model.weights)), backbone)
+        published = weights.read(Path(s.model.weights))
+    if published:
+        weights.load(backbone.module, s.model.adapt(published, backbone), "model.weights", s.model.weights)
     elif origin.kind == "run":
-        state = state_of(Run(s.model.weights).chain)
-    else:
-        state = {}
-    if state:
-        weights.load(backbone.module, state, "model.weights", s.model.weights)
-    return _graft(backbone, s, classes), origin
-
-
-def origin_of(s: Settings) -> weights.Origin:
-    published = s.model.published()
-    return weights.origin(s.model.weights, published.identity if published else None)
+        weights.load(backbone.module, state_of(Run(s.model.weights).chain), "model.weights", s.model.weights)
+    chain = _graft(backbone, s, classes)
+    if s.head.pretrained:
+        classifier = s.model.classifier(published, backbone)
+        if classifier is None:
+            remedy = f"head={s.head.name} needs the classifier of ImageNet's 1,000 classes, and these weights bring none"
+            raise UserError(Problem("model.weights", s.model.weights, remedy))
+        getattr(chain.head, "take")(**classifier)  # noqa: B009  (torch's types know no methods of a module's own)
+    return chain, origin
 
 
 def state_of(chain: Chain) -> State:
@@ -66,13 +70,17 @@ def _backbone(s: Settings) -> Backbone:
     return backbone
 
 
-def _graft(backbone: Backbone, s: Settings, classes: int) -> Chain:
+def _graft(backbone: Backbone, s: Settings, classes: Sequence[str]) -> Chain:
     sample = torch.randn(2, backbone.channels, s.size, s.size, generator=streams.generator("sample"))  # [b, c, h, w]
     with torch.no_grad():
         features = backbone.module.eval()(sample).shape[-1]
     with streams.seeded(s.seed, "head"):
         head = s.head.build(features, classes)
-    return Chain(backbone, head, sample)
+    with streams.seeded(s.seed, "auxiliary"):
+        chain = Chain(backbone, head, sample, len(classes))
+    for cut in s.freeze.cuts(chain.layout):
+        chain.split(cut)
+    return chain
 
 
 class Run:
@@ -103,7 +111,9 @@ class Run:
         backbone, trained = _backbone(self.settings), weights.read(self.folder / MODEL)
         if any(f"backbone.{name}" not in trained for name in backbone.module.state_dict()):
             weights.load(backbone.module, self._start(), str(self.folder.path), None)
-        chain = _graft(backbone, self.settings, len(self.classes))
+        chain = _graft(backbone, self.settings, self.classes)
+        if whitening := {name.removeprefix("whitening."): tensor for name, tensor in trained.items() if name.startswith("whitening.")}:
+            chain.whitening = Whitening.of(whitening)
         weights.load(chain, chain.state_dict() | trained, str(self.folder / MODEL), None)
         return chain.eval().requires_grad_(False)
 
@@ -125,8 +135,10 @@ class Run:
 
     @torch.inference_mode()
     def scores(self, batch: np.ndarray) -> Tensor:
-        """uint8 [b, c, size, size] -> probabilities [b, classes]"""
-        return self.chain(self.chain.prepare(torch.from_numpy(batch))).softmax(-1)
+        """uint8 [b, c, size, size] -> probabilities, or numbers, [b, classes]"""
+        logits = self.chain(self.chain.prepare(torch.from_numpy(batch)))
+        units = self.record.get("units")
+        return self.settings.task.scores(Units(*map(torch.tensor, units)).back(logits) if units else logits)
 
     def predict(self, files: Iterable[str | os.PathLike[str]], size: int = 32) -> Iterator[tuple[Path, Tensor]]:
         """Each picture with its probabilities [classes], read in batches of `size`. Raises UserError for one that can't be read."""
@@ -146,7 +158,7 @@ class Run:
         expected, s = self.record["weights"]["sha256"], self.settings
         state = weights.Kept(s.cache.folder()).get(expected)
         if state is None:
-            state = state_of(build(s, len(self.classes))[0])
+            state = state_of(build(s, self.classes)[0])
             if weights.fingerprint(state) != expected:
                 remedy = (
                     f"the weights it started from ({expected[:12]}) are not kept here, and model.weights={s.model.weights} gives others now"
@@ -166,12 +178,10 @@ def same_data(source: Source, record: dict[str, Any]) -> None:
 def measure(engine: Engine, split: str) -> tuple[dict[str, float], Tensor]:
     """A split's metrics over all its pictures, and the logits [n, classes]; no metrics where the split is empty."""
     logits = engine.answers(split)
-    truth = torch.tensor([sample.label for sample in engine.samples[split]], dtype=torch.int64)  # [n]
+    truth = feeds.truth(engine.samples[split])  # [n] or [n, k]
     if not len(truth):
         return {}, logits
-    losses = engine.settings.loss(logits.double(), truth)
-    accuracy = (logits.argmax(-1) == truth).double().mean()
-    return {f"{split}/accuracy": accuracy.item(), f"{split}/loss": losses.mean().item()}, logits
+    return {f"{split}/{name}": value for name, value in engine.measured(logits, truth).items() if math.isfinite(value)}, logits
 
 
 def _batches(paths: Iterator[Path], size: int) -> Iterator[list[Path]]:

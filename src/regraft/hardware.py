@@ -7,10 +7,22 @@ import platform
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from shutil import which
+from typing import Any, Literal, NamedTuple
 
 from regraft.errors import Problem, UserError, either
 from regraft.registry import Group, Named, doc
+
+
+class Choice(NamedTuple):
+    """How the numbers of what trains are computed and laid out. The first of several is the plainest."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    compile: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.precision} {self.memory_format}{' compiled' if self.compile else ''}"
 
 
 class HardwareSpec(Named):
@@ -18,9 +30,14 @@ class HardwareSpec(Named):
 
     devices: int | Literal["auto"] = doc("how many GPUs, or CPU ranks, work on each batch; auto: every GPU that is visible, or one rank")
     accumulate: int = doc("micro-batches that a device works through for each step", ge=1)
-    precision: Literal["fp32", "bf16", "fp16"] = doc("what activations are computed in; fp16 needs a GPU")
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = doc(
+        "what activations are computed in; fp16 needs a GPU; auto: what is fastest here"
+    )
+    memory_format: Literal["contiguous", "channels_last", "auto"] = doc("how pictures lie in memory; auto: what is fastest here")
+    compile: bool | Literal["auto"] = doc("whether torch.compile translates what trains; auto: on a GPU, where it is faster")
     batchnorm: Literal["sync", "local", "refuse"] = doc("statistics of a trained BatchNorm over several devices")
     workers: int | Literal["auto"] = doc("processes that read pictures, for each device; auto: half its cores", decides=False)
+    threads: int | Literal["auto"] = doc("threads that compute, for each device; auto: its share of the cores", decides=False)
 
     def problems(self) -> list[Problem]:
         found = []
@@ -28,13 +45,24 @@ class HardwareSpec(Named):
             found.append(Problem("devices", self.devices, "at least 1 is needed"))
         if isinstance(self.workers, int) and self.workers < 0:
             found.append(Problem("workers", self.workers, "0 (the training process itself) or more is needed"))
-        here = self.accelerator()
-        if here == "gpu" and isinstance(self.devices, int) and self.devices > max(1, visible_gpus()):
-            remedy = f"{visible_gpus()} GPUs are visible here; take at most that many, or hardware=cpu"
-            found.append(Problem("devices", self.devices, remedy))
+        if isinstance(self.threads, int) and self.threads < 1:
+            found.append(Problem("threads", self.threads, "at least 1 is needed"))
+        here, there = self.accelerator(), visible_gpus()
+        if here == "gpu" and isinstance(self.devices, int) and self.devices > there > 0:
+            found.append(Problem("devices", self.devices, f"{there} GPUs are visible here; take at most that many, or hardware=cpu"))
+        if here == "mps" and isinstance(self.devices, int) and self.devices > 1:
+            found.append(Problem("devices", self.devices, "a Mac has one GPU; take 1, or hardware=ddp_cpu"))
         if self.precision == "fp16" and here == "cpu":
             found.append(Problem("precision", "fp16", "fp16 needs a GPU; bf16 and fp32 work on a CPU"))
+        if self.compile is True and not (os.environ.get("CXX") or any(map(which, ("g++", "clang++", "cl")))):
+            found.append(
+                Problem("compile", True, "torch.compile needs a C++ compiler, and none is found here (g++, clang++, CXX); false works")
+            )
         return found
+
+    def warnings(self) -> list[str]:
+        """What a user should know who has chosen this entry."""
+        return []
 
     def accelerator(self) -> Literal["cpu", "gpu", "mps"]:
         """What this entry runs on here, found without torch."""
@@ -46,9 +74,18 @@ class HardwareSpec(Named):
             return self.devices
         return max(1, visible_gpus()) if self.accelerator() == "gpu" else 1
 
-    def trainer(self) -> dict[str, Any]:
-        """The arguments of Lightning's Trainer that this entry decides."""
-        precision = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[self.precision]
+    def plainest(self) -> Choice:
+        """What the keys say; what is auto is as plain as can be, until it has been measured (`regraft.tuning`)."""
+        known = {key: value for key in Choice._fields if (value := getattr(self, key)) != "auto"}
+        return Choice(**known)
+
+    def measures(self) -> bool:
+        """Whether something is left to be measured."""
+        return any(getattr(self, key) == "auto" for key in Choice._fields)
+
+    def trainer(self, choice: Choice | None = None) -> dict[str, Any]:
+        """The arguments of Lightning's Trainer that this entry decides; `choice`: what was measured to be fastest."""
+        precision = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[(choice or self.plainest()).precision]
         return {
             "accelerator": self.accelerator(),
             "devices": self.count(),
@@ -65,6 +102,13 @@ class HardwareSpec(Named):
         """Processes that read pictures for one device."""
         return self.workers if isinstance(self.workers, int) else min(8, cores() // self.count() // 2)
 
+    def computing(self) -> int:
+        """Threads that compute for one device. Auto heeds OMP_NUM_THREADS, which a launcher or a user may have set."""
+        if isinstance(self.threads, int):
+            return self.threads
+        given = re.match(r"\s*([1-9]\d*)", os.environ.get("OMP_NUM_THREADS", ""))
+        return int(given[1]) if given else max(1, cores() // self.count())
+
 
 class CPU(HardwareSpec):
     """The processor; several devices are several ranks."""
@@ -73,17 +117,51 @@ class CPU(HardwareSpec):
         return "cpu"
 
 
+class DDPCPU(CPU):
+    """Several ranks on the processor, which share its cores: what several GPUs would do, tried without them."""
+
+
 class GPU(HardwareSpec):
     """CUDA devices."""
 
     def problems(self) -> list[Problem]:
         found = super().problems()
         if not visible_gpus():
-            found.append(Problem("name", "gpu", "no GPU is visible here; hardware=cpu or hardware=auto work"))
+            found.append(Problem("name", self.name, "no GPU is visible here; hardware=cpu or hardware=auto work"))
         return found
 
     def accelerator(self) -> Literal["gpu"]:
         return "gpu"
+
+
+class Azure(GPU):
+    """The CUDA devices of one of Azure's machines, on which the run is started."""
+
+    instance: str = doc("Azure's name of the machine", decides=False)
+    gpus: str = doc("how many GPUs of which kind the machine has", decides=False)
+    note: str | None = doc("what is wrong with the machine today, and what takes its place; null: nothing", decides=False)
+
+    def problems(self) -> list[Problem]:
+        return [
+            each._replace(remedy=f"{each.remedy} ({self.instance}: {self.note})" if self.note else each.remedy)
+            for each in super().problems()
+        ]
+
+    def warnings(self) -> list[str]:
+        return [f"hardware={self.name} ({self.instance}, {self.gpus}): {self.note}"] if self.note else []
+
+
+class MPS(HardwareSpec):
+    """The GPU of a Mac."""
+
+    def problems(self) -> list[Problem]:
+        found = super().problems()
+        if not _is_mac():
+            found.append(Problem("name", self.name, "this is no Mac with a GPU of Apple's; hardware=cpu or hardware=auto work"))
+        return found
+
+    def accelerator(self) -> Literal["mps"]:
+        return "mps"
 
 
 class Auto(HardwareSpec):
@@ -92,10 +170,24 @@ class Auto(HardwareSpec):
     def accelerator(self) -> Literal["cpu", "gpu", "mps"]:
         if visible_gpus():
             return "gpu"
-        return "mps" if (platform.system(), platform.machine()) == ("Darwin", "arm64") else "cpu"
+        return "mps" if _is_mac() else "cpu"
 
 
-GROUP = Group("hardware", {"auto": Auto, "cpu": CPU, "gpu": GPU}, about="what the run is computed on")
+AZURE = (  # machines of Azure's by generation: the talk's own, and what is there today
+    *("azure_nc6", "azure_nc12", "azure_nc24"),
+    *("azure_nc4as_t4", "azure_nc64as_t4"),
+    *("azure_nc24ads_a100", "azure_nc48ads_a100", "azure_nc96ads_a100"),
+    *("azure_nc40ads_h100", "azure_nc80adis_h100"),
+)
+GROUP = Group(
+    "hardware",
+    {"auto": Auto, "cpu": CPU, "ddp_cpu": DDPCPU, "gpu": GPU, "mps": MPS, **dict.fromkeys(AZURE, Azure)},
+    about="what the run is computed on",
+)
+
+
+def _is_mac() -> bool:
+    return (platform.system(), platform.machine()) == ("Darwin", "arm64")
 
 
 def cores() -> int:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import resources
-from typing import Any
+from itertools import product
+from typing import Any, Literal, cast, get_args, get_origin
 
 import yaml
 
 from regraft.errors import Problem, UserError, nearest, shown
-from regraft.settings import FILES_GROUPS, GROUPS
+from regraft.models import ModelSpec
+from regraft.registry import parse
+from regraft.settings import FILES_GROUPS, GROUPS, SECTIONS
 
-FILES_ABOUT = "overrides of your own, in experiment/NAME.yaml in a folder that --config-dir or hydra.searchpath names"
+FILES_ABOUT = "overrides and a sweep in one file; of your own: experiment/NAME.yaml in a folder that --config-dir or hydra.searchpath names"
 
 
 def groups() -> Iterator[str]:
@@ -20,7 +23,11 @@ def groups() -> Iterator[str]:
     for name, group in GROUPS.items():
         yield f"{name:<{width}}  {group.about}"
         yield f"{'':<{width}}    {', '.join(group.names())}"
-    yield f"{FILES_GROUPS[0]:<{width}}  {FILES_ABOUT}"
+    for name in FILES_GROUPS:
+        yield f"{name:<{width}}  {FILES_ABOUT}"
+        yield f"{'':<{width}}    {', '.join(_files(name))}"
+    for name, section in SECTIONS.items():
+        yield f"{name + '.*':<{width}}  {(section.__doc__ or '').partition(': ')[2].rstrip('.')}"
     yield ""
     yield "regraft list GROUP shows the keys of its entries."
 
@@ -28,10 +35,18 @@ def groups() -> Iterator[str]:
 def entries(name: str) -> Iterator[str]:
     """One group's entries with their keys: the value in its YAML file, and the key's unit or choices. Raises UserError for no group."""
     if name in FILES_GROUPS:
+        for entry, file in _files(name).items():
+            about = next(line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("# @"))
+            yield f"{name}={entry}  {about.removeprefix('# ')}"
         yield f"{name}=NAME  {FILES_ABOUT}"
         return
+    if name in SECTIONS:
+        values = yaml.safe_load((resources.files("regraft.conf") / "config.yaml").read_text(encoding="utf-8"))[name]
+        for key, field in SECTIONS[name].model_fields.items():
+            yield f"{name}.{key} = {shown(values.get(key))}  {field.description or ''}"
+        return
     if name not in GROUPS:
-        known = [*GROUPS, *FILES_GROUPS]
+        known = [*GROUPS, *FILES_GROUPS, *SECTIONS]
         raise UserError(Problem("list", name, f"no such group; {nearest(name, known) or 'there are ' + ', '.join(GROUPS)}"))
     group = GROUPS[name]
     outside = set(group.outside())
@@ -48,6 +63,30 @@ def entries(name: str) -> Iterator[str]:
             if key != "name":
                 value = values.get(key, None if field.is_required() else field.get_default(call_default_factory=True))
                 yield f"    {name}.{key} = {shown(value)}  {field.description or ''}"
+
+
+def _files(group: str) -> dict[str, Any]:
+    """The built-in files of a group without specs, by name."""
+    folder = resources.files("regraft.conf") / group
+    return {file.name.removesuffix(".yaml"): file for file in sorted(folder.iterdir(), key=lambda file: file.name)}
+
+
+def nets() -> Iterator[tuple[ModelSpec, str]]:
+    """Every net of every family, without weights: one for each value of a key that has a list of them (depth); and that key."""
+    group = GROUPS["model"]
+    for name in group.names():
+        try:
+            spec = group.spec(name)
+        except UserError:  # as above
+            continue
+        choices = {key: get_args(field.annotation) for key, field in spec.model_fields.items() if get_origin(field.annotation) is Literal}
+        for chosen in product(*choices.values()):
+            own = dict(zip(choices, chosen, strict=True)) or {key: value for key, value in _values("model", name).items() if key == "arch"}
+            values = _values("model", name) | {"name": name, "weights": "none"} | own
+            try:
+                yield cast(ModelSpec, parse(spec, values, "model")), " ".join(f"{key}={value}" for key, value in own.items())
+            except UserError:  # an outside entry with a key that has no value of its own
+                continue
 
 
 def _values(group: str, entry: str) -> dict[str, Any]:

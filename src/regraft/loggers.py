@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from filelock import FileLock
+
+from regraft.errors import Problem
 from regraft.files import digest
 from regraft.registry import Group, Named, doc
 
@@ -14,6 +19,14 @@ if TYPE_CHECKING:
 
 class LoggerSpec(Named):
     """Common to all loggers. None of their keys decides a result."""
+
+    package: ClassVar[str | None] = None  # what must be installed beside regraft: the module and the extra have one name
+
+    def problems(self) -> list[Problem]:
+        if self.package and not find_spec(self.package):
+            remedy = f"the package {self.package} is not installed: pip install 'regraft[{self.package}]'"
+            return [Problem("name", self.name, remedy)]
+        return []
 
     def build(self, run: Path, run_id: str, config: dict[str, Any]) -> Logger | None:
         """Lightning's logger for one run; `run` is its folder. None: nothing beside metrics.csv."""
@@ -61,4 +74,66 @@ class Wandb(LoggerSpec):
         return WandbLogger(experiment=experiment)
 
 
-GROUP = Group("logger", {"csv": CSV, "wandb": Wandb}, about="where metrics go beside the run folder")
+class TensorBoard(LoggerSpec):
+    """TensorBoard: events in tensorboard/ of the run folder."""
+
+    package = "tensorboard"
+
+    def build(self, run: Path, run_id: str, config: dict[str, Any]) -> Logger:
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        # no sub_dir, no second set of "hp" metrics; events of a resumed run stand beside the first ones and are read as one
+        return TensorBoardLogger(str(run), name="", version="tensorboard", default_hp_metric=False)
+
+
+class MLflow(LoggerSpec):
+    """MLflow: one of its runs for each run, in a folder or on a server."""
+
+    package = "mlflow"
+
+    tracking_uri: str | None = doc("MLflow's server or store; null: the folder mlruns beside the sweep's folder", decides=False)
+    experiment: str = doc("MLflow's experiment, which holds the runs", decides=False)
+
+    def build(self, run: Path, run_id: str, config: dict[str, Any]) -> Logger | None:
+        from pytorch_lightning.utilities import rank_zero_only
+
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+            return None  # a client that only looks on would lay out a store of its own
+        # MLflow 3 asks for a word before it writes to a folder, and would report its own use over the network
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        sweep = run.parent if run.parent.name in ("single", config.get("sweep", {}).get("name")) else run
+        folder = sweep.parent / "mlruns"
+        uri = self.tracking_uri or folder.as_uri()
+        name = f"{digest(str(run))[:8]}-{run_id}"  # the folder too: the same run may stand in two sweeps
+        if self.tracking_uri:
+            return self._logger(uri, name, run_id, config)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".regraft"):  # two runs that start at once must not make the experiment twice
+            return self._logger(uri, name, run_id, config)
+
+    def _logger(self, uri: str, name: str, run_id: str, config: dict[str, Any]) -> Logger:
+        """On the run that bears the name, which a resumed run goes on with, or on a new one."""
+        from mlflow.tracking import MlflowClient
+        from pytorch_lightning.loggers import MLFlowLogger
+
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(self.experiment)
+        known = client.search_runs([experiment.experiment_id], f"tags.regraft = '{name}'", max_results=1) if experiment else []
+        logger = MLFlowLogger(
+            self.experiment,
+            run_name=run_id,
+            tracking_uri=uri,
+            tags={"regraft": name, "sweep": str(config.get("sweep", {}).get("name"))},
+            run_id=known[0].info.run_id if known else None,
+        )
+        if known:
+            client.update_run(known[0].info.run_id, status="RUNNING")
+        else:
+            logger.log_hyperparams(config)
+        return logger
+
+
+GROUP = Group(
+    "logger", {"csv": CSV, "wandb": Wandb, "tensorboard": TensorBoard, "mlflow": MLflow}, about="where metrics go beside the run folder"
+)

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from regraft import weights
+from regraft import freeze, weights
 from regraft.chain import Chain
 from regraft.engine import Engine, quiet
 from regraft.errors import Problem, UserError
+from regraft.feeds import truth
 from regraft.files import whole
 from regraft.graft import build, measure, same_data, state_of
 from regraft.record import MODEL, PREDICTIONS, RunFolder
 from regraft.settings import Settings, settings
+from regraft.tasks import GROUP as TASKS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,13 +39,15 @@ def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
     quiet()
     rank = int(os.environ.get("RANK", 0))
     s, record = settings(folder.config), folder.record
+    torch.set_num_threads(s.hardware.computing())
     source = s.dataset.open(s.cache.folder())
     same_data(source, record)
     _splits(source, s)
-    chain, origin = build(s, len(source.classes))
+    chain, origin = build(s, source.classes)
     before = state_of(chain)
     engine = Engine(s, chain, source, folder, lambda text: say(text) if rank == 0 else None, show and rank == 0)
-    warned = _warnings(chain, engine.phases, s)
+    engine.whiten()
+    warned = [*s.hardware.warnings(), *source.remarks, *_warnings(chain, engine.phases, s)]
     phases = [phase.plain() | {"stages": _stages(chain, phase, s)} for phase in engine.phases]
     facts = {
         "weights": {
@@ -60,8 +64,10 @@ def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
             "size": s.size,
             "threads": torch.get_num_threads(),
         },
+        "metric": s.task.METRICS[0],
+        "reported": _reported(s),
         "warnings": warned,
-    }
+    } | ({"units": [numbers.tolist() for numbers in engine.units]} if engine.units else {})
     if rank == 0:
         from regraft.report import tables
 
@@ -82,22 +88,32 @@ def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
         state = chain.state_dict()
         weights.save(folder / MODEL, {name: state[name] for name in sorted(engine.changing)})
         _draw(folder, source, s, warned)
-        seconds = {"start": start, **engine.seconds, "evaluate": measured - done, "total": time.time() - launched}
+        seconds = {"start": start, "frozen": engine.supply.seconds, "train": engine.seconds, "evaluate": measured - done}
+        seconds["total"] = time.time() - launched
         best = engine.best
         folder.finish(
             metrics=metrics,
-            cache=engine.notes,
-            kept={"epoch": best.epoch} | ({"monitor": s.trainer.monitor, "value": best.value} if engine.samples["val"] else {}),
+            cache=engine.supply.notes,
+            kept={"epoch": best.epoch} | ({"monitor": s.monitor, "value": best.value} if engine.samples["val"] and best.epoch >= 0 else {}),
             warnings=warned,
             times={"launched": launched, "finished": time.time()} | {name: round(value, 3) for name, value in seconds.items()},
         )
 
 
+def _reported(s: Settings) -> dict[str, Any] | None:
+    """The top-5 error on ImageNet that is told of this net, beside which ours stands; None: this run does not measure it."""
+    reported = s.model.reported if s.dataset.name == "imagenet" else None
+    return {"top5_error": reported[0], "source": reported[1]} if reported else None
+
+
 def _splits(source: Source, s: Settings) -> None:
     sizes = source.sizes()
-    if not sizes["train"]:
+    if not sizes["train"] and s.trainer.max_epochs:
         raise UserError(Problem("dataset", s.dataset.name, "there is no train picture"))
-    if not sizes["val"] and (s.trainer.keep == "best" or s.trainer.patience is not None):
+    if source.kind != s.task.KIND:
+        fitting = next(name for name, spec in TASKS.builtin.items() if getattr(spec, "KIND", "") == source.kind)
+        raise UserError(Problem("task", s.task.name, f"dataset={s.dataset.name} has {source.kind}; task={fitting} learns them"))
+    if not sizes["val"] and s.trainer.max_epochs and (s.trainer.keep == "best" or s.trainer.patience is not None):
         remedy = "the set has no val pictures to choose by: give it some, or set trainer.keep=last trainer.patience=null"
         raise UserError(Problem("trainer.keep", s.trainer.keep, remedy))
 
@@ -123,13 +139,16 @@ def _warnings(chain: Chain, phases: list[Phase], s: Settings) -> list[str]:
 
 def _stages(chain: Chain, phase: Phase, s: Settings) -> list[dict[str, Any]]:
     """The table of stages before a phase, the lowest stage first."""
+    freeze.gradients(chain, phase)
+    trained = {stage: [p.numel() for _, p in chain.named_parameters_of(stage) if p.requires_grad] for stage in chain.stages}
     return [
         {
             "stage": stage,
             "parameters": count,
+            "training": sum(trained[stage]),
             "trains": stage in phase.trains,
             "mode": "train" if stage in phase.trains else "eval",
-            "lr": s.optimizer.lr * phase.lr if stage in phase.trains else None,
+            "lr": s.optimizer.lr * phase.lr * phase.factor(stage) if stage in phase.trains else None,
             "output": list(shape),
         }
         for stage, count, shape in chain.summary()
@@ -144,13 +163,14 @@ def _measure(engine: Engine, folder: RunFolder) -> dict[str, float]:
     for split in engine.samples:
         metrics, logits = measure(engine, split)
         found |= metrics
-    samples, classes = engine.samples["test"], engine.source.classes
+    samples, classes, task = engine.samples["test"], engine.source.classes, engine.settings.task
+    scores = task.scores(logits)
     table = pl.DataFrame(
         {
             "id": [sample.id for sample in samples],
-            "truth": [classes[sample.label] for sample in samples],
-            "predicted": [classes[number] for number in logits.argmax(-1).tolist()],
-            "scores": logits.softmax(-1).tolist(),
+            "truth": task.truths(truth(samples), classes) if samples else [],
+            "predicted": task.answers(scores, classes),
+            "scores": scores.tolist(),
         },
         schema={"id": pl.String, "truth": pl.String, "predicted": pl.String, "scores": pl.List(pl.Float32)},
     )

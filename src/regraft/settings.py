@@ -29,11 +29,18 @@ class DataSpec(Spec):
 class TrainerSpec(Spec):
     """The config section `trainer`: how long, and which epoch is kept."""
 
-    max_epochs: int = doc("epochs over all phases together", ge=1)
+    max_epochs: int = doc("epochs over all phases together; 0: no training, the net is measured as it is", ge=0)
+    max_steps: int | None = doc("optimizer steps over all phases together, in place of max_epochs; null: max_epochs decides", ge=1)
     keep: Literal["best", "last"] = doc("which epoch's weights are tested and saved; best: by trainer.monitor")
-    monitor: Literal["val/accuracy", "val/loss"] = doc("what decides which epoch is the best")
+    monitor: str = doc("what decides which epoch is the best: auto (the task's first metric), val/loss, val/accuracy, ...")
     patience: int | None = doc("a phase ends after so many epochs without a better trainer.monitor; null: never", ge=1)
+    clip: float | None = doc("gradients are scaled down to this norm (Pascanu et al. 2013); null: never", gt=0)
+    ema: float | None = doc("decay of an average of the weights, which is what is measured and kept; null: none", gt=0, lt=1)
     checkpoint_seconds: float = doc("least seconds between two checkpoints; 0: one after each epoch", ge=0, decides=False)
+
+    def epochs(self, steps: int) -> int:
+        """Epochs over all phases, the last of them perhaps a shorter one; `steps`: optimizer steps of a whole epoch."""
+        return self.max_epochs if self.max_steps is None else -(-self.max_steps // steps)
 
 
 class SweepSpec(Spec):
@@ -97,7 +104,18 @@ class Settings:
     @property
     def size(self) -> int:
         """Side of the pictures that the net sees, px."""
-        return self.dataset.size if self.data.size == "auto" else self.data.size
+        return max(self.dataset.size, self.model.least()) if self.data.size == "auto" else self.data.size
+
+    @property
+    def monitor(self) -> str:
+        """The metric that decides which epoch is the best."""
+        return f"val/{self.task.METRICS[0]}" if self.trainer.monitor == "auto" else self.trainer.monitor
+
+    @property
+    def origin(self) -> weights.Origin:
+        """Where the weights come from. Raises UserError for a word that means nothing here."""
+        published, path = self.model.published(), Path(self.model.weights).expanduser()
+        return _origin(self.model.weights, published.identity if published else None, path.stat().st_mtime_ns if path.exists() else None)
 
     def specs(self) -> Iterator[tuple[str, Spec]]:
         """Each spec with the key of its section."""
@@ -112,6 +130,9 @@ class Settings:
         """The hash of what decides the result: the settings, the data's fingerprint and the identity of the weights."""
         deciding: dict[str, Any] = {key: spec.deciding() for key, spec in self.specs() if key.split(".")[0] not in UNDECIDING}
         deciding["data"]["size"] = self.size  # auto or written out, it is the same run
+        deciding["trainer"]["monitor"] = self.monitor
+        if self.trainer.max_steps is not None:
+            del deciding["trainer"]["max_epochs"]
         return digest(self.seed, deciding, data, weights)[:12]
 
 
@@ -182,9 +203,9 @@ def _collect(problems: list[Problem], make: Callable[..., Any], *arguments: Any)
 
 
 def _epochs(whole: Settings) -> None:
-    least = whole.freeze.least_epochs()
-    if whole.trainer.max_epochs < least:
-        raise UserError(Problem("trainer.max_epochs", whole.trainer.max_epochs, f"freeze={whole.freeze.name} needs at least {least}"))
+    epochs = whole.trainer.max_epochs
+    if whole.trainer.max_steps is None and epochs and (problem := whole.freeze.epochs_problem(epochs)):
+        raise UserError(problem)
 
 
 def _cacheable(whole: Settings) -> None:
@@ -192,10 +213,32 @@ def _cacheable(whole: Settings) -> None:
         raise UserError(Problem("cache.mode", "require", f"augmentation={whole.augmentation.name} is random and runs live; auto works"))
 
 
-def _weights(whole: Settings) -> None:
-    given, published = whole.model.weights, whole.model.published()
-    path = Path(given).expanduser()
-    _origin(given, published.identity if published else None, path.stat().st_mtime_ns if path.exists() else None)
+def _large_enough(whole: Settings) -> None:
+    if problem := whole.model.too_small(whole.size):
+        raise UserError(problem)
+
+
+def _measured(whole: Settings) -> None:
+    task = whole.task
+    known = [f"val/{name}" for name in (*task.METRICS, "loss")]
+    if whole.monitor not in known:
+        hint = nearest(whole.monitor, known) or f"task={task.name} measures {', '.join(known)}"
+        raise UserError(Problem("trainer.monitor", whole.trainer.monitor, hint))
+    kinds = getattr(whole.loss, "kinds", ("class",))
+    if task.KIND not in kinds:
+        fitting = [name for name, spec in losses.GROUP.builtin.items() if task.KIND in getattr(spec, "kinds", ())]
+        raise UserError(Problem("loss", whole.loss.name, f"task={task.name} learns {task.KIND}; loss={'|'.join(fitting)} would work"))
+
+
+def _mixed(whole: Settings) -> None:
+    if whole.task.KIND == "numbers" and whole.augmentation.mixes:
+        raise UserError(Problem("augmentation", whole.augmentation.name, "numbers are not mixed; leave mixup and cutmix to labels"))
+
+
+def _classifier(whole: Settings) -> None:
+    if whole.head.pretrained and whole.model.weights == "none":
+        remedy = f"head={whole.head.name} keeps the classifier that the weights bring; model.weights=imagenet, or a weights file, has one"
+        raise UserError(Problem("model.weights", "none", remedy))
 
 
 @cache  # a file of weights is read for its hash: once for all points of a sweep
@@ -204,10 +247,14 @@ def _origin(given: str, published: str | None, changed: int | None) -> weights.O
 
 
 RULES: dict[tuple[str, ...], Callable[[Settings], object]] = {  # what no spec sees alone, and the sections that must be right for it
-    ("model",): _weights,
+    ("model",): lambda whole: whole.origin,
     ("data", "hardware"): lambda whole: whole.batch,
+    ("data", "dataset", "model"): _large_enough,
     ("freeze", "trainer"): _epochs,
     ("cache", "augmentation"): _cacheable,
+    ("task", "trainer", "loss"): _measured,
+    ("task", "augmentation"): _mixed,
+    ("head", "model"): _classifier,
 }
 
 

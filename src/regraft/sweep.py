@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from regraft import weights
+from regraft import stages
 from regraft.config import Job, Plan
 from regraft.errors import Problem, UserError
 from regraft.launchers import local
@@ -16,6 +16,8 @@ from regraft.record import RunFolder, environment
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from regraft.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
         s = job.settings
         try:
             data = opened.data(job)
-            published = s.model.published()
-            origin = weights.origin(s.model.weights, published.identity if published else None)
-            run_id = s.run_id(data["fingerprint"], origin.identity)
+            if unfit := s.head.unfit(data["classes"]):
+                raise UserError(problem._replace(key=f"head.{problem.key}") for problem in unfit)
+            run_id = s.run_id(data["fingerprint"], s.origin.identity)
             folder = RunFolder(job.folder(run_id))
         except UserError as error:
             problems |= dict.fromkeys(error.problems)
@@ -66,9 +68,32 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
             remedy = f"the folder holds another run ({held}, not {run_id}); name another folder, or remove this one"
             problems[Problem(key, str(folder.path), remedy)] = None
         planned.setdefault(run_id, Planned(job, run_id, folder, data))
+    problems |= dict.fromkeys(_strangers([each.job.settings for each in planned.values() if not each.done]))
     if problems:
         raise UserError(problems)
     return list(planned.values())
+
+
+def _strangers(runs: Sequence[Settings]) -> Iterator[Problem]:
+    """What freeze policies ask of nets that do not have it: nets are built in another process, and only where a policy names stages."""
+    asking = [s for s in runs if s.freeze.asks()]
+    if not asking:
+        return
+    try:
+        layouts = stages.ask([(s.model, s.size) for s in asking], asking[0].cache.folder())
+    except UserError as error:
+        yield from error.problems
+        return
+    for s, layout in zip(asking, layouts, strict=True):
+        if isinstance(layout, UserError):
+            yield from layout.problems
+            continue
+        try:
+            s.freeze.cuts(layout)
+            if s.trainer.max_steps is None and s.trainer.max_epochs:  # how many epochs max_steps are, the worker finds out
+                s.freeze.drawn(layout, s.trainer.max_epochs)
+        except UserError as error:
+            yield from error.problems
 
 
 def run(planned: Sequence[Planned], command: str, say: Callable[[RenderableType], None], show: bool = False) -> list[RunFolder]:

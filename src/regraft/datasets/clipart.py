@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regraft.datasets.source import Files, Sample, Source
-from regraft.datasets.splits import few
+from regraft.datasets.splits import OPEN, arrange
 from regraft.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from regraft.datasets import Clipart
+    from regraft.datasets import CatsDogs, Clipart, DatasetSpec
 
 ROOT = Path(__file__).parent / "clipart_data"
-SEED = 0  # of per_class: the set has its own splits, so it takes no seed for them
+CATS_DOGS = ["dog", "cat"]  # tags that no picture has both of
 
 
 @cache
@@ -32,15 +32,27 @@ def classes() -> list[str]:
 
 def load(spec: Clipart, memos: Path) -> Source:
     """The set as it stands. Raises UserError for files that differ from labels.csv."""
+    return _open(spec, memos, {row["file"]: row["label"] for row in rows()}, spec.classes or classes())
+
+
+def load_tagged(spec: CatsDogs, memos: Path) -> Source:
+    """The pictures whose tags name one of CATS_DOGS; labels.csv's own splits are left aside. Raises UserError as `load` does."""
+    labels = {row["file"]: name for row in rows() for name in CATS_DOGS if name in row["tags"].split("|")}
+    return _open(spec, memos, labels, spec.classes or CATS_DOGS, own_splits=False)
+
+
+def _open(spec: DatasetSpec, memos: Path, labels: dict[str, str], names: list[str], *, own_splits: bool = True) -> Source:
+    """The pictures whose label (file -> name) is among `names`."""
     from regraft.datasets.fingerprint import examine  # numpy and PIL: not needed to list the classes
 
-    names = spec.classes or classes()
-    kept = [row for row in rows() if row["label"] in names]
+    kept = [row for row in rows() if labels.get(row["file"]) in names]
     hashes, skipped = examine(ROOT, [row["file"] for row in kept], memos, spec.on_error)
     if differing := [row["file"] for row in kept if hashes.get(row["file"], row["sha256"]) != row["sha256"]]:
         remedy = "differs from labels.csv; install regraft again, or use dataset=folder for pictures of your own"
         raise UserError(Problem(str(ROOT / file), None, remedy) for file in differing)
     samples = [
-        Sample(row["file"], row["split"], names.index(row["label"]), row["sha256"], row["group"]) for row in kept if row["file"] in hashes
+        Sample(row["file"], row["split"] if own_splits else OPEN, names.index(labels[row["file"]]), row["sha256"], row["group"])
+        for row in kept
+        if row["file"] in hashes
     ]
-    return Files(ROOT, names, few(samples, spec.per_class, SEED), skipped)
+    return Files(ROOT, names, arrange(spec, names, samples, ("val", "test") if own_splits else ()), skipped)

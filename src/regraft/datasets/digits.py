@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from regraft.datasets.source import InMemory, Sample, Source
-from regraft.datasets.splits import few, make
+from regraft.datasets.source import Packed, Sample, Source
+from regraft.datasets.splits import OPEN, arrange
 from regraft.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -27,13 +27,11 @@ def load(spec: Digits) -> Source:
     names = spec.classes or [str(digit) for digit in range(10)]
     label_of = {name: label for label, name in enumerate(names)}
     kept = [index for index, digit in enumerate(digits) if digit in label_of]
-    ids = [f"digits/{index:04d}" for index in kept]
-    labels = [label_of[digits[index]] for index in kept]
-    hashes = [hashlib.sha256(grey[index].tobytes()).hexdigest() for index in kept]
-    splits = make(ids, labels, hashes, names, {"val": spec.val, "test": spec.test}, spec.split_seed)
-    samples = [Sample(name, split, label, sha256) for name, split, label, sha256 in zip(ids, splits, labels, hashes, strict=True)]
-    pictures = {name: np.repeat(grey[index][:, :, None], 3, axis=2) for name, index in zip(ids, kept, strict=True)}
-    return InMemory(pictures, names, few(samples, spec.per_class, spec.split_seed))
+    rows = {f"digits/{index:04d}": index for index in kept}
+    samples = [
+        Sample(name, OPEN, label_of[digits[index]], hashlib.sha256(grey[index].tobytes()).hexdigest()) for name, index in rows.items()
+    ]
+    return Packed(grey, rows, names, arrange(spec, names, samples))
 
 
 def _table() -> np.ndarray:

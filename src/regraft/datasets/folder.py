@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from regraft.datasets import layout
 from regraft.datasets.fingerprint import examine
 from regraft.datasets.source import Files, Sample, Source
-from regraft.datasets.splits import few, make
+from regraft.datasets.splits import OPEN, arrange
 
 if TYPE_CHECKING:
     from regraft.datasets import Folder
@@ -26,13 +26,5 @@ def load(spec: Folder, memos: Path) -> Source:
     hashes, skipped = examine(found.root, list(files), memos, spec.on_error)
 
     # Without split folders everything is there to be split; with them, what train holds, for those that are missing.
-    open_to_split = [file for file in files.values() if file.id in hashes and file.split in (None, "train")]
-    missing = {split: size for split, size in (("val", spec.val), ("test", spec.test)) if size > 0 and split not in found.splits}
-    ids, labels = [file.id for file in open_to_split], [label_of[file.name] for file in open_to_split]
-    made = dict(zip(ids, make(ids, labels, [hashes[name] for name in ids], classes, missing, spec.split_seed), strict=True))
-    samples = [
-        Sample(file.id, made.get(file.id) or file.split or "train", label_of[file.name], hashes[file.id])
-        for file in files.values()
-        if file.id in hashes
-    ]
-    return Files(found.root, classes, few(samples, spec.per_class, spec.split_seed), skipped)
+    samples = [Sample(file.id, file.split or OPEN, label_of[file.name], hashes[file.id]) for file in files.values() if file.id in hashes]
+    return Files(found.root, classes, arrange(spec, classes, samples, found.splits), skipped)

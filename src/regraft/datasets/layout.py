@@ -91,6 +91,15 @@ def pictures(layout: Layout, classes: list[str]) -> Iterator[Found]:
                 raise _refused(str(layout.root), remedy)
 
 
+def folders(place: Path) -> list[str]:
+    """Names of the folders in a place, sorted, links to folders too; hidden ones are passed over. Raises UserError where they can't be."""
+    try:
+        with os.scandir(place) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise _refused(str(place), f"can't be listed ({error.strerror}); make it readable") from None
+
+
 def _folders(place: Path, root: Path) -> list[str]:
     """Names of the folders in a place, sorted."""
     return sorted(entry.name for entry in _entries(place, root) if entry.is_dir())

@@ -11,9 +11,9 @@ It must be picklable (loader workers get a copy) and must hold no pictures beyon
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from regraft.errors import Problem, UserError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SPLITS = ("train", "val", "test")
+Kind = Literal["class", "tags", "numbers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +32,42 @@ class Sample:
 
     id: str  # relative path ("train/cat/1.png"), or e.g. "digits/0007"; unique in its source
     split: str  # train, val or test
-    label: int  # index into the source's classes
-    sha256: str  # hex, of the picture's bytes
+    label: int  # index into the source's classes; 0 where there is a target
+    sha256: str  # hex, of the picture's bytes: equal where `read` gives equal pixels
     group: str | None = None  # samples of one group never cross a split; None: stands alone
+    target: tuple[float, ...] | None = None  # many labels (0 or 1 for each class) or numbers to predict; None: `label` is the class
 
 
 class Source:
     """An opened dataset. `samples` are in the order of their ids, whatever order they are given in."""
 
-    def __init__(self, classes: Sequence[str], samples: Iterable[Sample], skipped: Iterable[Problem] = ()) -> None:
-        """`skipped`: the pictures that were left out, one Problem each. Raises ValueError for ids that are not unique, labels without
-        a class and splits that are none of train, val, test: mistakes of the code that made the samples."""
+    def __init__(
+        self,
+        classes: Sequence[str],
+        samples: Iterable[Sample],
+        skipped: Iterable[Problem] = (),
+        *,
+        kind: Kind = "class",
+        remarks: Iterable[str] = (),
+    ) -> None:
+        """`skipped`: the pictures that were left out, one Problem each. `kind`: what is learnt: one class for each picture, tags (each 0 or
+        1) or numbers; `classes` then names the tags or the numbers. `remarks`: what a reader of the results must know about the data.
+
+        Raises ValueError for ids that are not unique, labels without a class, splits that are none of train, val, test, and targets that
+        don't fit the kind: mistakes of the code that made the samples.
+        """
         self.classes = list(classes)
         self.samples = sorted(samples, key=lambda sample: sample.id)
         self.skipped = list(skipped)
+        self.kind = kind
+        self.remarks = list(remarks)
         for before, sample in zip([None, *self.samples], self.samples, strict=False):
             if before is not None and before.id == sample.id:
                 raise ValueError(f"two samples have the id {sample.id}")
             if sample.split not in SPLITS or not 0 <= sample.label < len(self.classes):
                 raise ValueError(f"{sample}: split must be one of {SPLITS} and label an index into {len(self.classes)} classes")
+            if (None if sample.target is None else len(sample.target)) != (None if kind == "class" else len(self.classes)):
+                raise ValueError(f"{sample}: a source of kind {kind} needs {'no target' if kind == 'class' else 'a target for each class'}")
 
     def read(self, sample: Sample) -> np.ndarray:
         """The picture, uint8 [h, w, 3]. Raises UserError for a picture that can't be read."""
@@ -67,10 +85,14 @@ class Source:
         return counts
 
     def fingerprint(self) -> str:
-        """Hex sha256 over every (id, content, class name, split): equal fingerprints, equal data; places and times don't matter."""
+        """Hex sha256 over every (id, content, class name, split), and target where there is one: equal fingerprints, equal data; places and
+        times don't matter."""
         total = hashlib.sha256()
+        if self.kind != "class":
+            total.update("\0".join((self.kind, *self.classes)).encode() + b"\n\0")
         for sample in self.samples:
-            line = "\0".join((sample.id, sample.sha256, self.classes[sample.label], sample.split))  # \0 is in no file name
+            what = self.classes[sample.label] if sample.target is None else " ".join(map(repr, sample.target))
+            line = "\0".join((sample.id, sample.sha256, what, sample.split))  # \0 is in no file name
             total.update(line.encode("utf-8", "surrogateescape") + b"\n\0")
         return total.hexdigest()
 
@@ -78,8 +100,17 @@ class Source:
 class Files(Source):
     """Pictures that lie in files; a sample's id is the path relative to `root`."""
 
-    def __init__(self, root: Path, classes: Sequence[str], samples: Iterable[Sample], skipped: Iterable[Problem] = ()) -> None:
-        super().__init__(classes, samples, skipped)
+    def __init__(
+        self,
+        root: Path,
+        classes: Sequence[str],
+        samples: Iterable[Sample],
+        skipped: Iterable[Problem] = (),
+        *,
+        kind: Kind = "class",
+        remarks: Iterable[str] = (),
+    ) -> None:
+        super().__init__(classes, samples, skipped, kind=kind, remarks=remarks)
         self.root = root
 
     def read(self, sample: Sample) -> np.ndarray:
@@ -105,3 +136,19 @@ class InMemory(Source):
     def read(self, sample: Sample) -> np.ndarray:
         """The picture, uint8 [h, w, 3]."""
         return self.pictures[sample.id].copy()
+
+
+class Packed(Source):
+    """Many small pictures of one size in one array: uint8 [n, h, w] (grey) or [n, h, w, 3]; `rows` says which is whose, by id."""
+
+    def __init__(
+        self, pixels: np.ndarray, rows: Mapping[str, int], classes: Sequence[str], samples: Iterable[Sample], *, remarks: Iterable[str] = ()
+    ) -> None:
+        super().__init__(classes, samples, remarks=remarks)
+        self.pixels = pixels
+        self.rows = {sample.id: rows[sample.id] for sample in self.samples}
+
+    def read(self, sample: Sample) -> np.ndarray:
+        """The picture, uint8 [h, w, 3], a copy of its own; grey becomes three equal channels."""
+        picture = self.pixels[self.rows[sample.id]]
+        return picture.copy() if picture.ndim == 3 else picture[:, :, None].repeat(3, axis=2)

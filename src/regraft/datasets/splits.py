@@ -8,10 +8,100 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from regraft.datasets.source import Sample
+from regraft.datasets.source import Kind, Sample
 from regraft.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from regraft.datasets import DatasetSpec
+
+TOLD = 20  # classes that one error names at most
+OPEN = ""  # the split of a sample whose set brings none
+
+
+def arrange(
+    spec: DatasetSpec,
+    classes: Sequence[str],
+    samples: Sequence[Sample],
+    brought: Collection[str] = (),
+    *,
+    kind: Kind = "class",
+    sparse: bool = False,
+) -> list[Sample]:
+    """The samples in the splits that the spec asks for; equal pictures and pictures of one group share one.
+
+    A sample carries the split that its set brings, or OPEN for none. With `folds`, all pictures take part in a k-fold split and what the
+    set brings is ignored. Otherwise the splits not `brought` are made out of train, by the spec's `val` and `test`, class by class (kind
+    "class") or from all pictures alike. At last `per_class` is kept. `sparse`: classes with few or no pictures are no mistake.
+    Raises UserError: a class with fewer pictures than splits, or with fewer groups than folds.
+    """
+    strata = list(classes) if kind == "class" else ["the whole set"]
+    seed = getattr(spec, "split_seed", 0)  # a set with splits of its own takes none
+    free = [sample for sample in samples if spec.folds or sample.split in (OPEN, "train")]
+    ids, labels = [sample.id for sample in free], [sample.label for sample in free]
+    groups = joined([sample.group for sample in free], [sample.sha256 for sample in free])
+    if spec.folds:
+        numbers = folds(ids, labels, groups, strata, spec.folds, seed, sparse=sparse)
+        names = {spec.fold: "test", (spec.fold + 1) % spec.folds: "val"}
+        splits = [names.get(number, "train") for number in numbers]
+    else:
+        fractions = {split: getattr(spec, split, 0) for split in ("val", "test") if split not in brought}
+        splits = assign(ids, labels, groups, fractions, seed) if sparse else make(ids, labels, groups, strata, fractions, seed)
+    made = dict(zip(ids, splits, strict=True))
+    return few([replace(sample, split=made.get(sample.id, sample.split)) for sample in samples], spec.per_class, seed)
+
+
+def joined(*groupings: Sequence[str | None]) -> list[str | None]:
+    """One grouping that keeps together whatever one of the given ones keeps together (None: alone); a group is called by a number."""
+    parent = list(range(len(groupings[0])))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = index = parent[parent[index]]  # halves the way for the next time
+        return index
+
+    for grouping in groupings:
+        first: dict[str, int] = {}
+        for index, name in enumerate(grouping):
+            if name is not None:
+                parent[root(index)] = root(first.setdefault(name, index))
+    return [str(root(index)) for index in range(len(parent))]
+
+
+def folds(
+    ids: Sequence[str],
+    labels: Sequence[int],
+    groups: Sequence[str | None],
+    classes: Sequence[str],
+    count: int,
+    seed: int,
+    *,
+    sparse: bool = False,
+) -> list[int]:
+    """For each picture the fold 0..count-1 that it belongs to. A group never crosses folds.
+
+    The groups of a class are dealt in the order of their draw, each to the fold that has the fewest of the class: two folds differ by no
+    more than one group, unless classes share groups. Raises UserError (key dataset.folds) for a class with fewer groups than folds,
+    unless `sparse`.
+    """
+    blocks, of_class, order = _blocks(ids, labels, groups, seed, "fold")
+    if not sparse and (short := [label for label in range(len(classes)) if len(of_class.get(label, ())) < count]):
+        raise UserError(Problem("dataset.folds", count, _too_few_groups(classes[label], len(of_class.get(label, ())))) for label in short)
+    place: dict[int, int] = {}  # block -> fold
+    have: dict[int, list[int]] = {label: [0] * count for label in of_class}  # label -> its pictures in each fold
+    total = [0] * count
+    for label in order:
+        for number in of_class[label]:
+            if number not in place:
+                place[number] = fold = min(range(count), key=lambda each: (have[label][each], total[each], each))
+                total[fold] += len(blocks[number])
+                for index in blocks[number]:
+                    have[labels[index]][fold] += 1
+    where = {index: place[number] for number, block in enumerate(blocks) for index in block}
+    return [where[index] for index in range(len(ids))]
 
 
 def make(
@@ -37,22 +127,9 @@ def assign(ids: Sequence[str], labels: Sequence[int], groups: Sequence[str | Non
     one, and the splits named last in `fractions` come next.
     """
     wanted = {split: fraction for split, fraction in fractions.items() if fraction > 0}
-    members: dict[str, list[int]] = defaultdict(list)
-    for index, (name, group) in enumerate(zip(ids, groups, strict=True)):
-        members[f"id {name}" if group is None else f"group {group}"].append(index)
-    # A group is drawn by its first id and not by its name, so that naming groups differently does not split differently.
-    blocks = sorted(members.values(), key=lambda block: _draw(seed, "split", min(ids[index] for index in block)))
-    of_class: dict[int, list[int]] = defaultdict(list)  # label -> its blocks
-    for number, block in enumerate(blocks):
-        for label in {labels[index] for index in block}:
-            of_class[label].append(number)
-
+    blocks, of_class, order = _blocks(ids, labels, groups, seed, "split")
     place: dict[int, str] = {}  # block -> split
-    first: dict[int, str] = {}  # label -> its first id
-    for name, label in zip(ids, labels, strict=True):
-        first[label] = min(name, first.get(label, name))
-    # Rarest class first: where classes share groups, it has the least choice. Ids break ties, for labels are an accident of order.
-    for label in sorted(of_class, key=lambda label: (len(of_class[label]), first[label])):
+    for label in order:
         counts = {number: sum(labels[index] == label for index in blocks[number]) for number in of_class[label]}
         _split_class(counts, wanted, place)
     splits = [""] * len(ids)
@@ -60,6 +137,26 @@ def assign(ids: Sequence[str], labels: Sequence[int], groups: Sequence[str | Non
         for index in block:
             splits[index] = place[number]
     return splits
+
+
+def _blocks(
+    ids: Sequence[str], labels: Sequence[int], groups: Sequence[str | None], seed: int, purpose: str
+) -> tuple[list[list[int]], dict[int, list[int]], list[int]]:
+    """What must stay together (lists of indices, in the order of the draw), label -> its blocks, and the labels in the order of dealing."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, (name, group) in enumerate(zip(ids, groups, strict=True)):
+        members[f"id {name}" if group is None else f"group {group}"].append(index)
+    # A group is drawn by its first id and not by its name, so that naming groups differently does not split differently.
+    blocks = sorted(members.values(), key=lambda block: _draw(seed, purpose, min(ids[index] for index in block)))
+    of_class: dict[int, list[int]] = defaultdict(list)
+    for number, block in enumerate(blocks):
+        for label in {labels[index] for index in block}:
+            of_class[label].append(number)
+    first: dict[int, str] = {}  # label -> its first id
+    for name, label in zip(ids, labels, strict=True):
+        first[label] = min(name, first.get(label, name))
+    # Rarest class first: where classes share groups, it has the least choice. Ids break ties, for labels are an accident of order.
+    return blocks, of_class, sorted(of_class, key=lambda label: (len(of_class[label]), first[label]))
 
 
 def _split_class(counts: dict[int, int], wanted: Mapping[str, float], place: dict[int, str]) -> None:
@@ -105,7 +202,8 @@ def _refuse_small(labels: Sequence[int], classes: Sequence[str], wanted: Sequenc
     for label in labels:
         counts[label] += 1
     if small := [(name, count) for name, count in zip(classes, counts, strict=True) if count <= len(wanted)]:
-        raise UserError(Problem("dataset.classes", name, _too_few(count, wanted)) for name, count in small)
+        more = [Problem("dataset.classes", None, f"{len(small) - TOLD} more classes have too few pictures")] if len(small) > TOLD else []
+        raise UserError([*(Problem("dataset.classes", name, _too_few(count, wanted)) for name, count in small[:TOLD]), *more])
 
 
 def _too_few(count: int, wanted: Sequence[str]) -> str:
@@ -115,6 +213,14 @@ def _too_few(count: int, wanted: Sequence[str]) -> str:
     zero = " and ".join(f"dataset.{split}=0" for split in wanted)
     need = " and ".join(["train", *wanted])
     return f"{given}, but {need} need one each: add pictures, give {zero}, or name the classes to keep with dataset.classes"
+
+
+def _too_few_groups(name: str, count: int) -> str:
+    least = f"give dataset.folds={count}, " if count >= 3 else ""
+    return (
+        f"{name} has {count} groups of pictures (equal ones, and those of one group, count once), fewer than folds: {least}add pictures, "
+        "or name the classes to keep with dataset.classes"
+    )
 
 
 def _draw(seed: int, purpose: str, name: str) -> bytes:

@@ -9,7 +9,7 @@ from regraft.chain import Backbone
 from regraft.errors import Problem, UserError
 
 # The tf_ nets pad as TensorFlow does (SAME), and their norms add 1e-3; `efficientnet_lite0` would load the same weights and be wrong.
-NETS = {0: "tf_efficientnet_lite0"}
+NETS = {0: "tf_efficientnet_lite0", 1: "tf_efficientnet_lite1", 2: "tf_efficientnet_lite2"}
 
 
 def build(variant: int) -> Backbone:

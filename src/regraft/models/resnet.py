@@ -22,8 +22,3 @@ def build(depth: int) -> Backbone:
     net = NETS[depth](weights=None)
     net.fc = nn.Identity()  # type: ignore[assignment]
     return Backbone(net, STAGES, "fc", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), channels=3, least=1)
-
-
-def download(depth: int) -> None:
-    """Puts torchvision's default weights into torch.hub's folder and checks their hash. Raises OSError without a network."""
-    models.get_model_weights(NETS[depth]).DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True)  # type: ignore[attr-defined]

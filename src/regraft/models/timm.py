@@ -84,40 +84,62 @@ def build(arch: str, size: int) -> Backbone:
     net = _create(arch, size, pretrained=False)
     config: Any = net.pretrained_cfg
     smallest = size if config["fixed_input_size"] else (config.get("min_input_size") or (3, 32, 32))[-1]  # 32: the stride of most nets
-    classifier = (_classifiers(net) or ("",))[0]
+    classifier = (classifiers(net) or ("",))[0]
     return Backbone(net, None, classifier, tuple(config["mean"]), tuple(config["std"]), channels=config["input_size"][0], least=smallest)
 
 
 def fetch(arch: str, backbone: Backbone, published: Published) -> dict[str, Tensor]:
-    """The published weights, renamed and resampled by timm itself for this net. Raises the hub client's errors without a network."""
+    """The published weights with their classifier, renamed and resampled by timm itself for this net.
+
+    Raises the hub client's errors without a network.
+    """
     import torch
     from huggingface_hub import HfApi
 
     if published.path() is None:
         HfApi().model_info(published.identity, timeout=10)  # asked first: without a network the download itself tries for 45 s
     with torch.random.fork_rng(devices=[]):
-        return _create(arch, backbone.least, pretrained=True).state_dict()  # a net of fixed size has it as its least
+        # a net of fixed size has it as its least
+        state = _create(arch, backbone.least, pretrained=True, classes=None).state_dict()
+    own = backbone.module.state_dict()
+    linear = classifier(state, backbone) is not None
+    return {key: value for key, value in state.items() if key in own or (linear and key.startswith(f"{backbone.classifier}."))}
+
+
+def classifier(state: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor] | None:
+    """Weight [classes, f] and bias [classes] of the one linear layer that stands between the features and the classes.
+
+    None for a net that has two classifiers, or whose classifier is more than a linear layer (a norm, a hidden layer).
+    """
+    prefixes = tuple(f"{name}." for name in classifiers(backbone.module))
+    others = [key for key in state if key.startswith(prefixes)] if prefixes else []
+    pair = {part: state.get(f"{backbone.classifier}.{part}") for part in ("weight", "bias")}
+    whole = {part: tensor for part, tensor in pair.items() if tensor is not None}
+    alone = len(whole) == len(others) == 2 and not state.keys() - backbone.module.state_dict().keys() - {*others}
+    return whole if alone and whole["weight"].ndim == 2 else None
 
 
 def without_classifier(state: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
     """A state dict without the classifiers: distilled nets have two."""
-    prefixes = tuple(f"{name}." for name in _classifiers(backbone.module))
+    prefixes = tuple(f"{name}." for name in classifiers(backbone.module))
     return {key: value for key, value in state.items() if not key.startswith(prefixes)}
 
 
-def _classifiers(net: nn.Module) -> tuple[str, ...]:
+def classifiers(net: nn.Module) -> tuple[str, ...]:
+    """The prefixes of a net's classifiers: distilled nets have two, others none."""
     config: Any = net.pretrained_cfg
     names = config.get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _create(arch: str, size: int, pretrained: bool) -> nn.Module:
+def _create(arch: str, size: int, pretrained: bool, classes: int | None = 0) -> nn.Module:
+    """The net with a classifier for so many classes; 0: none; None: for as many as the published one has."""
     import timm
 
     usual: Any = timm.get_pretrained_cfg(arch)
     other: dict[str, Any] = {"img_size": size} if usual.fixed_input_size and usual.input_size[-1] != size else {}
     try:
-        return timm.create_model(arch, pretrained=pretrained, num_classes=0, **other)
+        return timm.create_model(arch, pretrained=pretrained, num_classes=classes, **other)
     except (TypeError, ValueError, AssertionError) as error:
         if not other:
             raise

@@ -80,8 +80,8 @@ def draw(folder: RunFolder, source: Source) -> list[Path]:
     record = folder.record
     given = answers(folder / PREDICTIONS)
     with _styled():
-        made = {CURVES: curves(Metrics(folder / METRICS).rows(), record.get("kept"))}
-        if given is not None:
+        made = {CURVES: curves(Metrics(folder / METRICS).rows(), record.get("kept"), record.get("metric", "accuracy"))}
+        if given is not None and source.kind == "class":
             classes = (record.get("data") or {}).get("classes") or source.classes
             made[CONFUSION] = confusion(given.select("truth", "predicted").rows(), classes)
             made[MISTAKES] = sheet(mistakes(given), len(given), source)
@@ -93,16 +93,19 @@ def draw(folder: RunFolder, source: Source) -> list[Path]:
 # Learning curves
 
 
-def curves(rows: Sequence[Mapping[str, str]], kept: Mapping[str, Any] | None) -> Image:
-    """Loss and accuracy over the epochs, train and val; `rows` are those of metrics.csv."""
+NAMES = {"accuracy": "Accuracy", "map": "Mean average precision", "mae": "Mean absolute error"}
+
+
+def curves(rows: Sequence[Mapping[str, str]], kept: Mapping[str, Any] | None, metric: str = "accuracy") -> Image:
+    """Loss and the task's first metric over the epochs, train and val; `rows` are those of metrics.csv."""
     figure = _figure(1350, 508)
     phases = _phases(rows)
     if not phases:
         figure.text(0.5, 0.5, "No epoch was recorded.", ha="center", size=10, color=GREY)
         return _image(figure)
     best = (kept or {}).get("epoch")
-    best = best if best in _line(rows, "val/accuracy")[0] else None
-    for place, (measure, title) in enumerate((("loss", "Loss"), ("accuracy", "Accuracy"))):
+    best = best if best in _line(rows, f"val/{metric}")[0] else None
+    for place, (measure, title) in enumerate((("loss", "Loss"), (metric, NAMES.get(metric, metric)))):
         axes = _axes(figure, 80 + 670 * place, 64, 570, 340)
         lines = {split: _line(rows, f"{split}/{measure}") for split in ("train", "val")}
         _panel(axes, title, lines, phases, best)

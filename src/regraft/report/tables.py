@@ -23,6 +23,7 @@ from rich.text import Text
 from regraft.errors import UserError
 from regraft.record import RunFolder
 from regraft.report.statistics import wilson
+from regraft.tasks import LOWER
 
 WIDTH = 100  # columns, at most
 DASH = "–"  # stands where there is no figure
@@ -57,11 +58,13 @@ def result(folder: RunFolder) -> RenderableType:
 def sweep(folders: Sequence[RunFolder], axes: Sequence[str]) -> RenderableType:
     """One row for each run, in the order given: the swept keys' values and what came out. The best is chosen, and marked, on val."""
     runs = [Run.read(folder) for folder in folders]
-    best = max((run.val for run in runs if _known(run.val)), default=None)
+    lower = any(_metric(run.record) in LOWER for run in runs)
+    best = (min if lower else max)((run.val for run in runs if _known(run.val)), default=None)
     ties = sum(run.val == best for run in runs) if best is not None else 0
     troubles = [(run.status, f"{run.swept(axes)}: {run.trouble}") for run in runs if run.trouble]
     shown = Fitting(_runs(runs, axes, best), _listing([(run.status, run.line(axes, best)) for run in runs]))
-    return Constrain(Group(shown, Text(_choice(ties)), *([_listing(troubles)] if troubles else [])), WIDTH)
+    folds = _folds(runs, axes)
+    return Constrain(Group(shown, Text(_choice(ties)), *(_listing(each) for each in (folds, troubles) if each)), WIDTH)
 
 
 # Before training
@@ -75,7 +78,7 @@ def _stages(phases: Sequence[Mapping[str, Any]]) -> Table:
     for phase in phases:
         epochs = phase.get("epochs")
         title = Text(plain(phase.get("name", ""), 24)).append(f"\n{_count(epochs, 'epoch')}" if epochs else "", "not bold")
-        training = _parameters(row for row in phase["rows"] if row.get("trains"))
+        training = sum(row.get("training", row["parameters"]) for row in phase["rows"] if row.get("trains"))
         table.add_column(title, footer=f"{training:,} train", overflow="fold")
     for rows in zip(*(phase["rows"] for phase in phases), strict=True):
         shape = " x ".join(map(str, rows[0].get("output") or [])) or DASH
@@ -91,7 +94,9 @@ def _treatment(row: Mapping[str, Any]) -> str:
     if not row.get("parameters"):
         return DASH
     rate = "" if row.get("lr") is None else f" lr {row['lr']:.4g}"
-    return f"train{rate}{', in eval mode' if row.get('mode') == 'eval' else ''}"
+    part = row.get("training", row["parameters"])
+    some = "" if part == row["parameters"] else f" {part:,} of them"
+    return f"train{some}{rate}{', in eval mode' if row.get('mode') == 'eval' else ''}"
 
 
 def _parameters(rows: Iterable[Mapping[str, Any]]) -> int:
@@ -104,7 +109,7 @@ def _parameters(rows: Iterable[Mapping[str, Any]]) -> int:
 def _splits(record: Mapping[str, Any]) -> Table:
     table = _table()
     table.add_column("")
-    for name in ("accuracy", "95% interval", "pictures", "loss"):
+    for name in (_metric(record), "95% interval", "pictures", "loss"):
         table.add_column(name, justify="right")
     for split in SPLITS:
         size = _figure(_at(record, f"data.sizes.{split}"), ",")
@@ -127,11 +132,31 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The lines below the table, each with its label; what the record does not hold is left out."""
     facts = [("frozen", text) for text in _frozen(record)]
     facts += [("cache", text) for text in _cache(record)]
+    facts += [("test", text) for text in _others(record)]
     facts += [("kept", text) for text in _kept(record)]
+    facts += [("tuned", text) for text in _tuned(record)]
     facts += [("time", text) for text in _times(record)]
     facts += [("skipped", text) for text in _skipped(record)]
     facts += [("warning", str(text)) for text in record.get("warnings") or []]
     return facts
+
+
+def _metric(record: Mapping[str, Any]) -> str:
+    """The name of the task's first metric."""
+    return str(record.get("metric", "accuracy"))
+
+
+def _others(record: Mapping[str, Any]) -> list[str]:
+    """What else was measured on test; and the error that the field knows the net by, beside the one that was reported for it."""
+    found = {name.partition("/")[2]: value for name, value in (record.get("metrics") or {}).items() if name.startswith("test/")}
+    told = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in sorted(found.items()) if name not in (_metric(record), "loss")]
+    lines = [", ".join(told)] if told else []
+    reported = record.get("reported")
+    if reported and "top5_accuracy" in found:
+        lines.append(
+            f"top-5 error {1 - found['top5_accuracy']:.1%}, reported {reported['top5_error']:.1%} ({plain(reported['source'], 200)})"
+        )
+    return lines
 
 
 def _status(record: Mapping[str, Any]) -> str:
@@ -206,11 +231,26 @@ def _kept(record: Mapping[str, Any]) -> list[str]:
     epoch = _at(record, "kept.epoch")
     if not _known(epoch):
         return []
+    if epoch < 0:
+        return ["the net as it was: nothing trained"]
     phases = record.get("phases") or []
     epochs = [phase.get("epochs") for phase in phases]
     span = f" of 0{DASH}{sum(epochs) - 1}" if epochs and all(map(_known, epochs)) and sum(epochs) > 1 else ""
     value, monitor = _at(record, "kept.value"), _at(record, "kept.monitor")
     return [f"epoch {epoch}{span}{f' ({monitor} {value:.3f})' if _known(value) and monitor else ''}"]
+
+
+def _tuned(record: Mapping[str, Any]) -> list[str]:
+    """What each phase was computed in, where that was measured, with the seconds of a step."""
+    told = []
+    for each in record.get("tuning") or []:
+        rows = [row for row in each["measured"] if _known(row["seconds"])]
+        shown = ", ".join(
+            f"{row['precision']} {row['memory_format']}{' compiled' if row['compile'] else ''} {row['seconds']:.3f} s" for row in rows
+        )
+        chosen = each["choice"]
+        told.append(f"{plain(each['phase'])}: {chosen['precision']} {chosen['memory_format']}, the fastest of {shown}")
+    return told
 
 
 def _times(record: Mapping[str, Any]) -> list[str]:
@@ -254,7 +294,7 @@ class Run:
 
     @property
     def val(self) -> Any:
-        return _at(self.record, "metrics.val/accuracy")
+        return _at(self.record, f"metrics.val/{_metric(self.record)}")
 
     def line(self, axes: Sequence[str], best: float | None) -> str:
         """The run's row of the table, for narrow terminals."""
@@ -285,9 +325,30 @@ def _runs(runs: Sequence[Run], axes: Sequence[str], best: float | None) -> Table
     return table
 
 
+def _folds(runs: Sequence[Run], axes: Sequence[str]) -> list[tuple[str, str]]:
+    """For each setting whose folds are all done: the accuracy over all of its pictures, each tested once, and its 95% interval."""
+    others = [axis for axis in axes if axis != "dataset.fold"]
+    told: list[tuple[str, str]] = []
+    settings: dict[str, list[Run]] = {}
+    for run in runs:
+        if _known(_at(run.config, "dataset.folds")) and _metric(run.record) == "accuracy":
+            settings.setdefault(run.swept(others) if others else "", []).append(run)
+    for name, group in settings.items():
+        done = {_at(run.config, "dataset.fold"): run.record for run in group if run.status == "done"}
+        if len(done) != _at(group[0].config, "dataset.folds") or len(group) != len(done):
+            continue  # a fold is missing, or several seeds share it: these pictures would count twice
+        n = sum(_at(record, "data.sizes.test") or 0 for record in done.values())
+        right = sum(round(_at(record, "metrics.test/accuracy") * _at(record, "data.sizes.test")) for record in done.values())
+        low, high = wilson(right, n)
+        told.append(
+            (f"{len(done)} folds", f"{name}{': ' if name else ''}{right} of {n} right, {right / n:.3f} ({low:.3f}{DASH}{high:.3f})")
+        )
+    return told
+
+
 def _choice(best: int) -> str:
     if not best:
-        return "No run has a val accuracy, so none is marked."
+        return "No run has a figure on val, so none is marked."
     ties = f" ({best} runs tie)" if best > 1 else ""
     return f"* best on val{ties}. The choice was made on val, not on test."
 
@@ -320,9 +381,9 @@ def _figure(value: Any, form: str) -> str:
 
 
 def _accuracy(record: Mapping[str, Any], split: str) -> tuple[str, str]:
-    """A split's accuracy and its 95% interval, of the split's size."""
-    value, n = _at(record, f"metrics.{split}/accuracy"), _at(record, f"data.sizes.{split}")
-    if not (_known(value) and 0 <= value <= 1 and _known(n) and n > 0):
+    """A split's accuracy and its 95% interval, of the split's size; another first metric without one."""
+    value, n = _at(record, f"metrics.{split}/{_metric(record)}"), _at(record, f"data.sizes.{split}")
+    if not (_metric(record) == "accuracy" and _known(value) and 0 <= value <= 1 and _known(n) and n > 0):
         return _figure(value, ".3f"), DASH
     low, high = wilson(round(value * n), n)
     return f"{value:.3f}", f"{low:.3f}{DASH}{high:.3f}"

@@ -2,29 +2,116 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from regraft.registry import Group, Named
 
 if TYPE_CHECKING:
-    from regraft.tasks.classify import ClassifyModule
+    from torch import Tensor
+    from torchmetrics import Metric
+
+LOWER = ("loss", "calibration_error", "mae", "rmse")  # of these metrics less is better; all others grow
 
 
 class TaskSpec(Named):
-    """Common to all tasks."""
+    """Common to all tasks. Metrics are named as in `METRICS`; `loss` is measured by every task."""
 
-    def build(self, *arguments: Any, **keywords: Any) -> ClassifyModule:
-        """The Lightning module of one phase; takes what `ClassifyModule` takes."""
+    KIND: ClassVar[Literal["class", "tags", "numbers"]]  # what a dataset's samples must carry
+    METRICS: ClassVar[tuple[str, ...]]  # the first is what an epoch is judged by, unless trainer.monitor says otherwise
+
+    def meters(self, outputs: int) -> dict[str, Metric]:
+        """A torchmetrics metric for each of `METRICS` that means something here; each takes (scores, truth)."""
+        raise NotImplementedError
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """[n, outputs] -> what is told to users: probabilities, or numbers"""
+        raise NotImplementedError
+
+    def answers(self, scores: Tensor, names: list[str]) -> list[Any]:
+        """For each picture what the scores say, in the data's own terms."""
+        raise NotImplementedError
+
+    def truths(self, truth: Tensor, names: list[str]) -> list[Any]:
+        """For each picture what is true, in the same terms."""
         raise NotImplementedError
 
 
 class Classify(TaskSpec):
-    """One label for each picture: accuracy."""
+    """One label for each picture: accuracy, top-5, macro F1, AUROC, calibration error (15 bins: Guo et al. 2017)."""
 
-    def build(self, *arguments: Any, **keywords: Any) -> ClassifyModule:
-        from regraft.tasks.classify import ClassifyModule
+    KIND = "class"
+    METRICS = ("accuracy", "top5_accuracy", "macro_f1", "auroc", "calibration_error")
 
-        return ClassifyModule(*arguments, **keywords)
+    def meters(self, outputs: int) -> dict[str, Metric]:
+        from torchmetrics import classification as of
+
+        from regraft.tasks.metrics import MeanClassAUROC
+
+        found: dict[str, Metric] = {
+            "accuracy": of.MulticlassAccuracy(outputs, average="micro"),
+            "macro_f1": of.MulticlassF1Score(outputs, average="macro"),
+            "auroc": MeanClassAUROC(outputs),
+            "calibration_error": of.MulticlassCalibrationError(outputs, n_bins=15),
+        }
+        return found | ({"top5_accuracy": of.MulticlassAccuracy(outputs, average="micro", top_k=5)} if outputs > 5 else {})
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)
+
+    def answers(self, scores: Tensor, names: list[str]) -> list[str]:
+        return [names[number] for number in scores.argmax(-1).tolist()]
+
+    def truths(self, truth: Tensor, names: list[str]) -> list[str]:
+        return [names[number] for number in truth.tolist()]
 
 
-GROUP = Group("task", {"classify": Classify}, about="what is learnt, and how it is measured")
+class Tag(TaskSpec):
+    """Any number of labels for each picture: mean average precision, accuracy over all labels, macro F1, AUROC."""
+
+    KIND = "tags"
+    METRICS = ("map", "accuracy", "macro_f1", "auroc")
+
+    def meters(self, outputs: int) -> dict[str, Metric]:
+        from torchmetrics import classification as of
+
+        from regraft.tasks.metrics import MeanAveragePrecision, MeanTagAUROC
+
+        return {
+            "map": MeanAveragePrecision(outputs),
+            "accuracy": of.MultilabelAccuracy(outputs, average="micro"),
+            "macro_f1": of.MultilabelF1Score(outputs, average="macro"),
+            "auroc": MeanTagAUROC(outputs),
+        }
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def answers(self, scores: Tensor, names: list[str]) -> list[str]:
+        return self.truths(scores >= 0.5, names)
+
+    def truths(self, truth: Tensor, names: list[str]) -> list[str]:
+        return ["|".join(name for name, holds in zip(names, row, strict=True) if holds) for row in truth.tolist()]
+
+
+class Regress(TaskSpec):
+    """Numbers for each picture: mean absolute error, root mean squared error, R2; learnt in units of train's deviation."""
+
+    KIND = "numbers"
+    METRICS = ("mae", "rmse", "r2")
+
+    def meters(self, outputs: int) -> dict[str, Metric]:
+        import torchmetrics as of
+
+        return {"mae": of.MeanAbsoluteError(), "rmse": of.MeanSquaredError(squared=False), "r2": of.R2Score()}
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def answers(self, scores: Tensor, names: list[str]) -> list[str]:
+        return ["|".join(f"{number:.6g}" for number in row) for row in scores.tolist()]
+
+    def truths(self, truth: Tensor, names: list[str]) -> list[str]:
+        return self.answers(truth, names)
+
+
+GROUP = Group("task", {"classify": Classify, "tag": Tag, "regress": Regress}, about="what is learnt, and how it is measured")

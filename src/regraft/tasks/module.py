@@ -1,0 +1,184 @@
+"""One phase as a Lightning module: the part of a chain above the boundary, trained on shares of global batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric
+
+from regraft import freeze, streams
+from regraft.batches import Batch
+from regraft.optim import parameter_groups
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from regraft.chain import Chain
+    from regraft.freeze import Phase
+    from regraft.optim import OptimizerSpec
+    from regraft.schedules import Schedule
+    from regraft.tasks import TaskSpec
+
+
+class Units(NamedTuple):
+    """The mean and deviation of train's numbers: a net learns in these units, whatever the data's own are."""
+
+    mean: Tensor  # [k]
+    deviation: Tensor  # [k]
+
+    @classmethod
+    def of(cls, truth: Tensor) -> Units:
+        """[n, k]; a column that never changes keeps its scale"""
+        deviation = truth.double().std(0, correction=0)
+        return cls(truth.double().mean(0).float(), torch.where(deviation > 0, deviation, torch.ones_like(deviation)).float())
+
+    def within(self, truth: Tensor) -> Tensor:
+        return (truth - self.mean.to(truth)) / self.deviation.to(truth)
+
+    def back(self, logits: Tensor) -> Tensor:
+        return logits * self.deviation.to(logits) + self.mean.to(logits)
+
+
+class PhaseModule(pl.LightningModule):
+    """One phase of one run.
+
+    Every rank's loss is the sum over its rows, scaled so that what DDP averages and accumulation adds up is the mean over the
+    global batch, whatever its size.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        phase: Phase,
+        *,
+        task: TaskSpec,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        optimizer: OptimizerSpec,
+        schedule: Schedule,
+        outputs: int,
+        monitor: str,
+        seed: int,
+        steps: int,
+        epoch_steps: int,
+        changing: Iterable[str],
+        dtype: torch.dtype,
+        units: Units | None = None,
+        start: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """`monitor`: the metric (beside the loss and the task's first) that each epoch measures. `steps`: optimizer steps of the phase,
+        `epoch_steps` those of a whole epoch. `changing`: names in the chain's state dict that checkpoints hold. `dtype`: what is frozen is
+        computed in, cached or live. `units`: of the numbers that are learnt. `start`: the weights before all training, by their names
+        in the chain."""
+        super().__init__()
+        self.chain, self.phase, self.task = chain, phase, task
+        self._loss, self._optimizer, self._schedule = loss, optimizer, schedule
+        self._seed, self._steps, self._epoch_steps, self._frozen_dtype = seed, steps, epoch_steps, dtype
+        self._units, self._start = units, dict(start or {})
+        self._changing = frozenset(changing)
+        self.strict_loading = False  # checkpoints hold what may change; the rest is the chain's as it was built
+        measures: dict[str, Metric] = {}
+        for split in ("train", "val"):
+            every = task.meters(outputs)
+            wanted = [name for name in every if name == task.METRICS[0] or f"{split}/{name}" == monitor]
+            measures |= {f"{split}/loss": MeanMetric()} | {f"{split}/{name}": every[name] for name in wanted}
+        self.measures: Mapping[str, Metric] = torch.nn.ModuleDict(measures)  # type: ignore[assignment]
+        freeze.gradients(chain, phase)
+        self.train()
+
+    def train(self, mode: bool = True) -> PhaseModule:
+        """What is frozen stays in eval mode, whoever asks for training mode."""
+        super().train(mode)
+        if mode:
+            freeze.modes(self.chain, self.phase)
+        return self
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Pictures, or what enters the boundary -> logits [b, outputs]"""
+        boundary, x = self.phase.boundary, batch.x
+        if not batch.cached:
+            x = self.chain.prepare(x)
+            if boundary == self.chain.stages[0]:
+                return self.chain(x)
+            x = frozen(self.chain, x, boundary, self._frozen_dtype)
+        return self.chain(x.float(), start=boundary)  # autocast decides what it is computed in
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        share = batch.share
+        streams.place(self.chain, (self._seed, "dropout", share.epoch, share.step), share.size, share.row)
+        idle = not share.weight.any()
+        # a library's own dropout and stochastic depth draw from torch's stream, which can only be started afresh for each share
+        key = (self._seed, "library", share.epoch, share.step, int(share.row[0]))
+        with freeze.lone(self.chain, len(batch.y), share.size, idle), streams.seeded(*key):
+            logits = self(batch)
+        total = self._measure("train", batch, logits)
+        for weight, heard in self.chain.heard():  # what auxiliary heads say of the same batch
+            total = total + weight * self._losses(heard, batch).sum()
+        # DDP divides by the world, Lightning by the accumulated micro-batches
+        total = total * (self.trainer.world_size * self.trainer.accumulate_grad_batches / share.size)
+        pull = freeze.pull(self.chain, self.phase, self._start)  # the same on every rank and micro-batch: its mean is itself
+        return total if pull is None else total + pull
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._measure("val", batch, self(batch))
+
+    def _losses(self, logits: Tensor, batch: Batch) -> Tensor:
+        """[b], nothing for a stand-in; a mixed row's is shared out between its own truth and its partner's."""
+        weight = batch.share.weight.to(logits.device)
+        logits, truths = logits.float(), [batch.y] if batch.other is None else [batch.y, batch.other]
+        if self._units:
+            truths = [self._units.within(truth) for truth in truths]
+        losses = self._loss(logits, truths[0])
+        if batch.own is not None:
+            losses = batch.own * losses + (1 - batch.own) * self._loss(logits, truths[1])
+        return losses * weight
+
+    def _measure(self, split: str, batch: Batch, logits: Tensor) -> Tensor:
+        """The sum of the losses of the rows that count; they enter the split's metrics."""
+        losses = self._losses(logits, batch)  # [b]
+        real = batch.share.weight.to(logits.device) > 0
+        if real.any():
+            self.measures[f"{split}/loss"].update(losses[real].detach())
+            told = logits[real].detach().float()
+            told = self._units.back(told) if self._units else told
+            truth = batch.y[real].long() if self.task.KIND == "tags" else batch.y[real]
+            for name, measure in self.measures.items():
+                if name.startswith(f"{split}/") and not name.endswith("/loss"):
+                    measure.update(told, truth)
+        return losses.sum()
+
+    def results(self, split: str) -> dict[str, float]:
+        """The epoch's metrics over the whole split, on every rank; starts the next epoch's."""
+        mine = {name: measure for name, measure in self.measures.items() if name.startswith(f"{split}/")}
+        found = {name: float(measure.compute()) for name, measure in mine.items()}
+        for measure in mine.values():
+            measure.reset()
+        return found
+
+    def configure_optimizers(self) -> Any:
+        groups = parameter_groups(self.chain, self._optimizer.lr * self.phase.lr, self._optimizer.weight_decay, self.phase)
+        optimizer: Optimizer = self._optimizer.build(groups)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule.factor(self._steps, self._epoch_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def changed(self) -> dict[str, Tensor]:
+        """Copies, in memory, of the tensors that may have changed since the start, by their names in the chain."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.chain.state_dict().items() if name in self._changing}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = {f"chain.{name}": tensor for name, tensor in self.changed().items()}
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        missing = {f"chain.{name}" for name in self._changing} - set(checkpoint["state_dict"])
+        if missing:
+            raise KeyError(f"the checkpoint lacks {sorted(missing)[0]} and {len(missing) - 1} more")
+
+
+@torch.no_grad()
+def frozen(chain: Chain, x: Tensor, boundary: str, dtype: torch.dtype) -> Tensor:
+    """Prepared pictures -> what enters the boundary, in `dtype`; the same whether it is stored or used at once."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        return chain(x, stop=boundary).to(dtype)
