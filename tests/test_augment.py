@@ -17,7 +17,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from regraft import transforms
-from regraft.augment import D4, GROUP, IDENTITY, AugmentationSpec, Several, View, filled
+from regraft.augment import D4, GROUP, AugmentationSpec, Several, filled
+from regraft.views import IDENTITY, View
 from regraft.errors import UserError
 from regraft.registry import parse
 from regraft.whitening import Colours

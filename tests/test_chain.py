@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchvision import models
 
-from regraft.chain import Backbone, Chain, CutError, candidates, units, watch
+from regraft.chain import Backbone, Chain, CutError
 from regraft.errors import UserError
 from regraft.models import mlp, resnet
 from regraft.models import timm as any_timm
+from regraft.watching import candidates, units, watch
 
 CLASSES = 5
 NETS = {  # name -> (backbone, picture side, stages)

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from regraft import augment, freeze, heads, losses, schedules
+from regraft import augment, freeze, freezing, heads, losses, schedules
 from regraft.chain import Chain
 from regraft.errors import UserError
 from regraft.models import ResNet, Timm
+from regraft.views import IDENTITY
 from regraft.optim import AdamW, parameter_groups
 from regraft.registry import parse
 from regraft.streams import seeded
@@ -215,8 +216,8 @@ def test_gradients_modes_and_groups(chain, count):
     trains = chain.stages[max(0, len(chain.stages) - 1 - count) :]
     phase = freeze.phase("a", 1, trains)
     chain.train()
-    freeze.gradients(chain, phase)
-    freeze.modes(chain, phase)
+    freezing.gradients(chain, phase)
+    freezing.modes(chain, phase)
     for stage in chain.stages:
         wanted = stage in trains
         assert {parameter.requires_grad for _, parameter in chain.named_parameters_of(stage)} == {wanted}
@@ -234,7 +235,7 @@ def test_gradients_modes_and_groups(chain, count):
 
 
 def names(chain, phase) -> set[str]:
-    return {name for name, _ in freeze.trained(chain, phase)}
+    return {name for name, _ in freezing.trained(chain, phase)}
 
 
 @pytest.mark.parametrize("only", ["norms", "biases"])
@@ -244,8 +245,8 @@ def test_only_norms_or_biases_train_and_nothing_else_may_change(net, only, norm_
     chain = grafted(net)
     [phase] = policy({"norms": "norm_only", "biases": "bitfit"}[only], norm_stats=norm_stats).drawn(chain.layout, 1)
     chain.train()
-    freeze.gradients(chain, phase)
-    freeze.modes(chain, phase)
+    freezing.gradients(chain, phase)
+    freezing.modes(chain, phase)
     kinds = (nn.BatchNorm2d, nn.LayerNorm)
     norms = {name for name, module in chain.named_modules() if isinstance(module, kinds)}
     assert len(norms) > 10
@@ -258,14 +259,14 @@ def test_only_norms_or_biases_train_and_nothing_else_may_change(net, only, norm_
     assert names(chain, phase) == wanted
     statistics = {name for name in chain.state_dict() if name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")}
     assert bool(statistics) == (net == "resnet")
-    assert freeze.changing(chain, [phase]) == wanted | (statistics if norm_stats == "train" else set())
+    assert freezing.changing(chain, [phase]) == wanted | (statistics if norm_stats == "train" else set())
     before = {name: tensor.clone() for name, tensor in chain.state_dict().items()}
     groups = parameter_groups(chain, 0.1, 0.0, phase)
     optimizer = torch.optim.SGD(groups)
     (chain(torch.randn(4, 3, 64, 64)) ** 2).sum().backward()
     optimizer.step()
     moved = {name for name, tensor in chain.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved <= freeze.changing(chain, [phase])
+    assert moved <= freezing.changing(chain, [phase])
     assert moved >= (statistics if norm_stats == "train" else set()) | {"head.1.weight"}
     assert not any(
         module.training for name, module in chain.named_modules() if isinstance(module, nn.ReLU | nn.GELU) and "head" not in name
@@ -280,22 +281,22 @@ def test_what_is_a_norm_agrees_with_timms_table():
     kinds = {kind for kind in create_norm._NORM_MAP.values() if isinstance(kind, type)}
     assert len(kinds) > 8
     for kind in kinds:
-        assert freeze.is_norm(kind(32)), kind
+        assert freezing.is_norm(kind(32)), kind
     for module in (nn.InstanceNorm2d(8, affine=True), FrozenBatchNorm2d(8), nn.BatchNorm2d(8, affine=False), nn.SyncBatchNorm(8)):
-        assert freeze.is_norm(module)
+        assert freezing.is_norm(module)
     for module in (nn.Linear(8, 8), nn.PReLU(8), nn.Conv2d(8, 8, 1), nn.MultiheadAttention(8, 2)):
-        assert not freeze.is_norm(module)
+        assert not freezing.is_norm(module)
     convolution = Conv2dNormActivation(3, 8)  # a sequence that holds a norm trains nothing of its own
-    assert [name for name, module in convolution.named_children() if freeze.is_norm(module)] == ["1"]
+    assert [name for name, module in convolution.named_children() if freezing.is_norm(module)] == ["1"]
 
 
 def test_frozen_statistics_stay_where_a_whole_stage_trains():
     chain = grafted("resnet")
     [phase] = policy("last", n=1, norm_stats="frozen").drawn(chain.layout, 1)
     chain.train()
-    freeze.gradients(chain, phase)
-    freeze.modes(chain, phase)
-    moving = freeze.changing(chain, [phase])
+    freezing.gradients(chain, phase)
+    freezing.modes(chain, phase)
+    moving = freezing.changing(chain, [phase])
     assert moving == {name for name, _ in chain.named_parameters() if chain.stage_of(name) in ("layer4", "head")}
     before = {name: buffer.clone() for name, buffer in chain.named_buffers()}
     chain(torch.randn(4, 3, 64, 64))
@@ -350,12 +351,12 @@ def test_every_name_of_a_layout_can_be_trained_alone(net):
 def test_the_pull_is_equation_2_of_li():
     chain = grafted("resnet")
     [phase] = policy("l2_sp", alpha=0.3, beta=0.7).drawn(chain.layout, 1)
-    freeze.gradients(chain, phase)
+    freezing.gradients(chain, phase)
     start = {name: parameter.detach().clone() for name, parameter in chain.named_parameters()}
     with torch.no_grad():
         for parameter in chain.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    penalty = freeze.pull(chain, phase, start)
+    penalty = freezing.pull(chain, phase, start)
     penalty.backward()
     for name, parameter in chain.named_parameters():
         wanted = 0.3 * (parameter - start[name]) if name.startswith("backbone.") else 0.7 * parameter
@@ -364,13 +365,13 @@ def test_the_pull_is_equation_2_of_li():
     head = sum((parameter**2).sum() for parameter in chain.head.parameters())
     assert penalty.item() == pytest.approx((0.15 * backbone + 0.35 * head).item(), rel=1e-5)
     assert {group["weight_decay"] for group in parameter_groups(chain, 0.1, 0.5, phase)} == {0.0}, "in place of weight decay"
-    assert freeze.pull(chain, freeze.phase("a", 1, chain.stages), start) is None
+    assert freezing.pull(chain, freeze.phase("a", 1, chain.stages), start) is None
 
 
 def test_groups_take_their_stages_rates():
     chain = grafted("resnet")
     [phase] = policy("none", layer_decay=0.5, stage_lr={"layer1": 4.0}).drawn(chain.layout, 1)
-    freeze.gradients(chain, phase)
+    freezing.gradients(chain, phase)
     rates = {group["stage"]: group["lr"] for group in parameter_groups(chain, 0.1, 0.0, phase)}
     assert rates == pytest.approx({"head": 0.1, "layer4": 0.05, "layer3": 0.025, "layer2": 0.0125, "layer1": 0.025, "stem": 0.003125})
 
@@ -384,7 +385,7 @@ def test_batchnorm_takes_statistics_where_there_are_any(rows, side, idle, moved)
     chain = Chain(NETS["resnet"].build(side), nn.Linear(512, 3), torch.randn(2, 3, side, side)).train()
     norms = {"bn1": chain.backbone.bn1, "layer4": chain.backbone.layer4[1].bn2}
     before = {name: norm.running_mean.clone() for name, norm in norms.items()}
-    with freeze.lone(chain, rows, rows, idle):
+    with freezing.lone(chain, rows, rows, idle):
         chain(torch.randn(rows, 3, side, side)).sum().backward()
     assert {name for name, norm in norms.items() if not torch.equal(norm.running_mean, before[name])} == moved
     assert all(norm.training for norm in norms.values())
@@ -399,7 +400,7 @@ def test_views_are_the_symmetries_of_the_square():
         for other in d4:
             assert tuple(other(view(x)).flatten().tolist()) in seen, "closed: a view of a view is a view"
     assert torch.equal(d4[0](x), x)
-    assert augment.Plain(name="none", views="draw").finite() == [augment.IDENTITY]
+    assert augment.Plain(name="none", views="draw").finite() == [IDENTITY]
     assert set(augment.Rotations(name="rotations", views="draw").finite()) < set(d4)
     assert torch.equal(augment.Rotations(name="rotations", views="draw").finite()[1](x), x.rot90(1, (1, 2)))
 

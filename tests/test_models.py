@@ -22,7 +22,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from torchvision import models
 
-from regraft import freeze, imagenet, streams, weights
+from regraft import freeze, freezing, imagenet, streams, weights
 from regraft.chain import Chain, CutError
 from regraft.errors import UserError
 from regraft.models import GROUP, MLP, EfficientNetLite, ModelSpec, Timm, Torchvision, convnet
@@ -281,8 +281,8 @@ def test_auxiliary_classifiers_run_only_while_the_stage_below_them_trains() -> N
     def heard(start: str | None, *trains: str) -> int:
         """How many are heard from a cut (None: from the picture) while these stages train."""
         phase = freeze.phase("a phase", 1, trains)
-        freeze.gradients(chain, phase)
-        freeze.modes(chain, phase)
+        freezing.gradients(chain, phase)
+        freezing.modes(chain, phase)
         chain(x if start is None else chain(x, stop=start), start=start)
         return len(chain.heard())
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from regraft.datasets.source import InMemory, Sample
 from regraft.errors import UserError
 from regraft.record import METRICS, PREDICTIONS, Metrics, RunFolder
-from regraft.report import pictures, tables
+from regraft.report import canvas, pictures, tables
 from regraft.report.statistics import wilson
 
 HOSTILE = ["$x$", "[red]r[/red]", "two\nlines\x1b[31m", "W" * 300, "\u202eevil", "مرحبا", "猫", "_", "$\\frac{$", "a" * 60 + " b"]
@@ -325,7 +325,7 @@ def test_the_sheet_shows_the_mistakes_pictures(tmp_path: Path) -> None:
 
 
 def test_no_mistakes_is_said_and_a_lost_picture_does_not_stop_the_sheet() -> None:
-    with pictures._styled():
+    with canvas.styled():
         none = pictures.sheet([], 8, source(["cat", "dog"]))
         lost = pictures.sheet([pictures.Mistake("gone.png", "cat", "dog", 0.9)], 8, source(["cat", "dog"]))
     assert none.height < 250 < lost.height
@@ -358,7 +358,7 @@ def test_phases_and_gaps_of_the_curves(tmp_path: Path) -> None:
 def test_two_phases_are_parted_and_the_kept_epoch_is_marked(tmp_path: Path) -> None:
     metrics = Metrics(finished(tmp_path / "run", ["a"]) / METRICS).rows()
     one = [{**row, "phase": "probe"} for row in metrics]
-    with pictures._styled():
+    with canvas.styled():
         parted, plain, unmarked = (
             np.asarray(pictures.curves(rows, kept)) for rows, kept in ((metrics, {"epoch": 3}), (one, {"epoch": 3}), (one, None))
         )

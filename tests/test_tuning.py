@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from regraft import freeze, tuning
+from regraft import freeze, freezing, tuning
 from regraft.batches import Batch
 from regraft.chain import Backbone, Chain
 from regraft.hardware import GROUP, Choice, HardwareSpec
@@ -60,13 +60,13 @@ class Module(nn.Module):
             backbone = Backbone(Net(), stages, "", (0.5,) * 3, (0.5,) * 3, 3, 8)
             self.chain = Chain(backbone, nn.Sequential(Dropout(0.5), nn.Linear(8, 2)), torch.randn(2, 3, 8, 8))
         self.phase = freeze.Phase("tried", 1, trains[0], trains)
-        freeze.gradients(self.chain, self.phase)
+        freezing.gradients(self.chain, self.phase)
         self.train()
 
     def train(self, mode: bool = True) -> Module:
         super().train(mode)
         if mode:
-            freeze.modes(self.chain, self.phase)
+            freezing.modes(self.chain, self.phase)
         return self
 
     def forward(self, batch: Batch) -> Tensor:

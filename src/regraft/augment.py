@@ -7,14 +7,13 @@ whitening. What is random keeps the list's order.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
 from regraft.errors import Problem, UserError, nearest
 from regraft.registry import Group, Named, doc, parse
+from regraft.views import IDENTITY, View
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,29 +25,6 @@ if TYPE_CHECKING:
 
 
 Level = Annotated[int, Field(ge=0, le=255)]  # a grey level
-
-
-class View(NamedTuple):
-    """One of the eight symmetries of the square: mirror left-right first (or not), then turn counter-clockwise by 90 degrees."""
-
-    turns: int = 0
-    mirrored: bool = False
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., h, w] -> [..., h, w] of a square picture, contiguous"""
-        x = x.flip(-1) if self.mirrored else x
-        return x.rot90(self.turns, (-2, -1)).contiguous() if self.turns else x.contiguous()
-
-    def then(self, after: View) -> View:
-        """The view that does the same as this one and another after it."""
-        turns = after.turns + (-self.turns if after.mirrored else self.turns)  # mirroring reverses the sense of a turn
-        return View(turns % 4, self.mirrored != after.mirrored)
-
-    def __str__(self) -> str:
-        return f"{'mirrored ' if self.mirrored else ''}{90 * self.turns} degrees"
-
-
-IDENTITY = View()
 
 
 class AugmentationSpec(Named):
@@ -369,16 +345,8 @@ def _filled(step: Any) -> Any:
     name = given.get("name") if isinstance(given, Mapping) else None
     if not isinstance(name, str) or name not in GROUP.names():
         return given
-    known = {key: value for key, value in _values(name).items() if key != "views"}
+    known = {key: value for key, value in GROUP.values(name).items() if key != "views"}
     return {"name": name, **known, **given}
-
-
-def _values(name: str) -> dict[str, Any]:
-    file = resources.files("regraft.conf") / "augmentation" / f"{name}.yaml"
-    if file.is_file():
-        return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
-    fields = GROUP.spec(name).model_fields.items()
-    return {key: field.get_default(call_default_factory=True) for key, field in fields if not field.is_required()}
 
 
 GROUP = Group(

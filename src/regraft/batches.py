@@ -12,7 +12,7 @@ from regraft.hardware import Batch as Arithmetic
 from regraft.streams import generator
 
 if TYPE_CHECKING:
-    from regraft.augment import Mix
+    from regraft.transforms import Mix
 
 
 class Partners(NamedTuple):

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from regraft.errors import Problem, UserError, either, nearest
+from regraft.layout import HEAD
+from regraft.watching import candidates, evaluating, intercepted, units, watch
 
-HEAD = "head"
 AUXILIARY = "auxiliary"
 TOLERANCE = 1e-5  # of the largest value: a stored tensor may have another memory layout, and then another summation order
 
@@ -56,57 +57,11 @@ class Backbone:
     auxiliary: tuple[Auxiliary, ...] = ()
 
 
-class Call(NamedTuple):
-    """One call of a unit, as it was watched."""
-
-    unit: str
-    joined: bool  # its first argument is the very object that left the call before it
-    entered: Tensor | None  # a copy of that argument, as it was before the unit could write into it
-    left: Any  # what it gave back, on the meta device: shapes without memory
-
-
 class _Reached(Exception):
     """Leaves a forward pass with the tensor that enters the unit at a cut."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
-
-
-def units(net: nn.Module) -> dict[str, nn.Module]:
-    """The top-level children by name, with the items of a sequence in place of the sequence; a shared module stands once."""
-    found: dict[str, nn.Module] = {}
-    for name, child in net.named_children():
-        opened = child.named_children() if isinstance(child, nn.Sequential | nn.ModuleList) else ()
-        items = {f"{name}.{item}": module for item, module in opened} or {name: child}
-        found |= {item: module for item, module in items.items() if all(module is not known for known in found.values())}
-    return found
-
-
-def watch(net: nn.Module, x: Tensor) -> tuple[list[Call], Tensor]:
-    """The calls of the net's units in order, and the net's answer to x [b, c, h, w]; in eval mode, on any device, meta too."""
-    calls: list[Call] = []
-    last: Any = None
-
-    def record(unit: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        nonlocal last
-        first = args[0] if args and isinstance(args[0], Tensor) else None
-        joined, entered = first is not None and first is last, None if first is None else first.clone()
-        last = forward(*args, **kwargs)
-        calls.append(Call(unit, joined, entered, tree_map_only(Tensor, lambda t: t.to("meta"), last)))
-        return last
-
-    with _evaluating(net), torch.no_grad(), _intercepted(net, record):
-        return calls, net(x)
-
-
-def candidates(calls: list[Call], rows: int) -> list[int]:
-    """Where a watched net may be cut: before calls[i] for each i given back; `rows` is the batch size that was watched."""
-    times = Counter(call.unit for call in calls)
-    return [
-        i
-        for i, call in enumerate(calls)
-        if i and call.joined and times[call.unit] == 1 and call.entered is not None and call.entered.shape[:1] == (rows,)
-    ]
 
 
 class Chain(nn.Module):
@@ -211,7 +166,7 @@ class Chain(nn.Module):
 
         In eval mode, with NaN in every blank; features are compared (all that the head sees), to 1e-5 of the largest.
         """
-        with _evaluating(self.backbone), torch.no_grad():
+        with evaluating(self.backbone), torch.no_grad():
             fault = self._fault(self._at(stage), self._end, self(x, stop=stage), self(x, stop=HEAD))
         if fault:
             raise CutError(f"{type(self.backbone).__name__} can't be cut at {stage}: {fault}")
@@ -235,7 +190,7 @@ class Chain(nn.Module):
 
     def summary(self) -> list[tuple[str, int, tuple[int, ...]]]:
         """For each stage: its name, its number of parameters, and the shape of one picture's tensor at its end."""
-        with _evaluating(self.head), torch.no_grad():
+        with evaluating(self.head), torch.no_grad():
             answer = self.head(self.mean.new_zeros(self._rows, *(self._enters[-1] or ())))  # [b, f] -> [b, classes]
         ends = [*(self._enters[start] for start in self._starts[1:]), answer.shape[1:]]
         return [
@@ -323,7 +278,7 @@ class Chain(nn.Module):
             entered = True  # a copy enters: a unit may write into its input, and x may be a row of a cache or an inference tensor
             return forward(*((x.clone(), *args[1:]) if first else args), **kwargs)
 
-        with _intercepted(self.backbone, call):
+        with intercepted(self.backbone, call):
             try:
                 y = self.backbone(x.new_empty(len(x), *self._picture) if first else x)
             except _Reached as reached:
@@ -363,7 +318,7 @@ class Chain(nn.Module):
         below = {name: p for name, p in floats if self._position(name) < cut}
         wanted = [p.requires_grad for _, p in floats]
         try:
-            with _evaluating(self.backbone), torch.inference_mode(False), torch.enable_grad():
+            with evaluating(self.backbone), torch.inference_mode(False), torch.enable_grad():
                 for _, parameter in floats:
                     parameter.requires_grad_(True)
                 y = self._run(x.detach(), cut, last, lambda like, shape: like.new_full(shape, torch.nan))
@@ -405,43 +360,3 @@ def _found(net: nn.Module, called: list[str], names: list[str]) -> list[tuple[st
         begins = begins[1:]
     trunk = begins[0] if begins else 0
     return [*([("stem", 0)] if trunk else []), *((names[i], i) for i in heavy if i >= trunk)]
-
-
-@contextmanager
-def _intercepted(net: nn.Module, call: Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
-    """While it lasts, each call of a unit is `call(unit, its forward, args, kwargs)`; a unit that another unit calls is left alone."""
-    inside = False
-
-    def patched(unit: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        nonlocal inside
-        if inside:
-            return forward(*args, **kwargs)
-        inside = True
-        try:
-            return call(unit, forward, args, kwargs)
-        finally:
-            inside = False
-
-    known = units(net)
-    before = {unit: vars(module).get("forward") for unit, module in known.items()}
-    try:
-        for unit, module in known.items():
-            vars(module)["forward"] = partial(patched, unit, module.forward)
-        yield
-    finally:
-        for unit, module in known.items():
-            vars(module).pop("forward", None)
-            if before[unit] is not None:
-                vars(module)["forward"] = before[unit]
-
-
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Eval mode while it lasts; each module's own mode is put back."""
-    modes = {module: module.training for module in net.modules()}
-    try:
-        net.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

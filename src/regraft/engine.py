@@ -13,7 +13,7 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
-from regraft import freeze
+from regraft import freezing
 from regraft.batches import GlobalBatches
 from regraft.ema import EMA
 from regraft.epochs import Best, Epochs
@@ -62,7 +62,7 @@ class Engine:
         boundaries = [chain.stages.index(phase.boundary) for phase in self.phases]
         self.lowest = chain.stages[min(boundaries, default=-1)]  # below it nothing ever changes
         own = {name for name in chain.state_dict() if name.split(".")[0] in ("head", "whitening")}  # a run's, whether they train or not
-        self.changing = freeze.changing(chain, self.phases) | own
+        self.changing = freezing.changing(chain, self.phases) | own
         pulled = any(phase.pull for phase in self.phases)
         self.start = {name: tensor.detach().clone() for name, tensor in chain.named_parameters()} if pulled else {}
         train = truth(self.samples["train"])
@@ -147,7 +147,7 @@ class Engine:
         self, number: int, phase: Phase, first_epoch: int, resumed: dict[str, Any] | None, loggers: Sequence[Logger], rank: int
     ) -> None:
         s = self.settings
-        freeze.gradients(self.chain, phase)
+        freezing.gradients(self.chain, phase)
         if not any(parameter.requires_grad for parameter in self.chain.parameters()):
             self.say(f"{phase.name}: nothing trains (head={s.head.name} has no parameters)")
             return
@@ -156,7 +156,7 @@ class Engine:
         if s.hardware.syncs():
             self.chain.backbone = convert_sync_batchnorm(self.chain.backbone)  # timm's: torch's own would drop its fused activations
             self.chain.head = convert_sync_batchnorm(self.chain.head)
-            freeze.gradients(self.chain, phase)
+            freezing.gradients(self.chain, phase)
         last = self._last(number)
         batches = {
             "train": GlobalBatches(len(feeds["train"]), s.batch, rank=rank, first_epoch=first_epoch, last=last, **self.sampling()),

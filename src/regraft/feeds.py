@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from regraft.augment import IDENTITY, AugmentationSpec, View
+from regraft.augment import AugmentationSpec
 from regraft.batches import Batch, GlobalBatches, Share
 from regraft.datasets.pictures import fit
 from regraft.errors import UserError
 from regraft.hardware import Batch as Arithmetic
+from regraft.views import IDENTITY, View
 
 if TYPE_CHECKING:
     from regraft.cache import Rows

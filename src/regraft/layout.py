@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from regraft.errors import Problem, UserError, nearest
 
+HEAD = "head"
 Stages = Mapping[str, Sequence[str]] | Sequence[str]  # stages, lowest first, with their blocks (`Chain.layout`); or the stages alone
 
 

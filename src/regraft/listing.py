@@ -58,7 +58,7 @@ def entries(name: str) -> Iterator[str]:
             continue
         about = (spec.__doc__ or "").strip().splitlines()[0]
         yield f"{name}={entry}  {about}{' (from an installed package)' if entry in outside else ''}"
-        values = _values(name, entry)
+        values = group.values(entry)
         for key, field in spec.model_fields.items():
             if key != "name":
                 value = values.get(key, None if field.is_required() else field.get_default(call_default_factory=True))
@@ -81,18 +81,11 @@ def nets() -> Iterator[tuple[ModelSpec, str]]:
             continue
         choices = {key: get_args(field.annotation) for key, field in spec.model_fields.items() if get_origin(field.annotation) is Literal}
         for chosen in product(*choices.values()):
-            own = dict(zip(choices, chosen, strict=True)) or {key: value for key, value in _values("model", name).items() if key == "arch"}
-            values = _values("model", name) | {"name": name, "weights": "none"} | own
+            own = dict(zip(choices, chosen, strict=True)) or {
+                key: value for key, value in GROUPS["model"].values(name).items() if key == "arch"
+            }
+            values = GROUPS["model"].values(name) | {"name": name, "weights": "none"} | own
             try:
                 yield cast(ModelSpec, parse(spec, values, "model")), " ".join(f"{key}={value}" for key, value in own.items())
             except UserError:  # an outside entry with a key that has no value of its own
                 continue
-
-
-def _values(group: str, entry: str) -> dict[str, Any]:
-    """The values of a built-in entry's YAML file; none for an entry that has no file of its own."""
-    file = resources.files("regraft.conf") / group / f"{entry}.yaml"
-    if not file.is_file():
-        return {}
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return values.get(entry, values) if isinstance(values.get(entry), dict) else values

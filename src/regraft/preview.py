@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from regraft import whitening
-from regraft.augment import IDENTITY, Several
+from regraft.augment import Several
 from regraft.batches import Batch, GlobalBatches, Share
 from regraft.errors import Problem, UserError
 from regraft.feeds import Live
 from regraft.files import whole
 from regraft.hardware import Batch as Arithmetic
-from regraft.report.tables import plain
+from regraft.report.words import plain
+from regraft.views import IDENTITY
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib import metadata
+from importlib import metadata, resources
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from regraft.errors import Problem, UserError, either, nearest
@@ -83,6 +84,15 @@ class Group:
             remedy = f"the entry point {point.value} of {_package(point)} must name a subclass of regraft.registry.Named"
             raise UserError(Problem(f"{self.name}.name", name, remedy))
         return spec
+
+    def values(self, name: str) -> dict[str, Any]:
+        """What an entry holds where nobody says otherwise: its YAML file's values; where it has none, the defaults of its spec."""
+        file = resources.files("regraft.conf") / self.name / f"{name}.yaml"
+        if file.is_file():
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+            return dict(values.get(name, values) if isinstance(values.get(name), dict) else values)  # loggers stand below their name
+        fields = self.spec(name).model_fields.items()
+        return {key: field.get_default(call_default_factory=True) for key, field in fields if not field.is_required()}
 
     def _outside(self) -> dict[str, metadata.EntryPoint]:
         return _entry_points(self.entry_point) if self.entry_point else {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from regraft import freeze, weights
+from regraft import freezing, weights
 from regraft.chain import Chain
 from regraft.engine import Engine, quiet
 from regraft.errors import Problem, UserError
@@ -139,7 +139,7 @@ def _warnings(chain: Chain, phases: list[Phase], s: Settings) -> list[str]:
 
 def _stages(chain: Chain, phase: Phase, s: Settings) -> list[dict[str, Any]]:
     """The table of stages before a phase, the lowest stage first."""
-    freeze.gradients(chain, phase)
+    freezing.gradients(chain, phase)
     trained = {stage: [p.numel() for _, p in chain.named_parameters_of(stage) if p.requires_grad] for stage in chain.stages}
     return [
         {

@@ -13,12 +13,12 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from regraft import freeze, weights
-from regraft.augment import IDENTITY, View
+from regraft import freezing, weights
 from regraft.cache import NoRoom, Rows, Store, stored
 from regraft.errors import Problem, UserError
 from regraft.feeds import Cached, Feed, Live
 from regraft.tasks.module import frozen
+from regraft.views import IDENTITY, View
 from regraft.whitening import Colours, colours
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Supply:
         """Why what enters this boundary can't be cached; None: it can."""
         if boundary == self.chain.stages[0]:
             return f"freeze={self.settings.freeze.name} trains the lowest stage, so nothing below it stays the same"
-        if any(self.chain.below(name, boundary) for name in freeze.changing(self.chain, earlier)):
+        if any(self.chain.below(name, boundary) for name in freezing.changing(self.chain, earlier)):
             return f"an earlier phase has changed what lies below {boundary}"
         return None
 

@@ -21,10 +21,10 @@ import torch
 from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from regraft import freeze, streams
-from regraft.chain import units
+from regraft import freezing, streams
 from regraft.files import digest, write_json
 from regraft.hardware import Choice, HardwareSpec, cores
+from regraft.watching import units
 
 if TYPE_CHECKING:
     from regraft.batches import Batch
@@ -110,7 +110,7 @@ def trial(module: Any, batch: Batch) -> Callable[[Choice], float]:
     def step(choice: Choice) -> float:
         device = next(chain.parameters()).device
         here, rows = move_data_to_device(batch, device), len(batch.x)
-        with untouched(module), applied(module, choice), streams.seeded(0, "trial"), freeze.lone(chain, rows, rows, False):
+        with untouched(module), applied(module, choice), streams.seeded(0, "trial"), freezing.lone(chain, rows, rows, False):
             module.train()
             module.zero_grad(set_to_none=True)
             streams.place(chain, (0, "trial"), rows, torch.arange(rows))

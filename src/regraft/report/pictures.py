@@ -6,18 +6,17 @@ Places are computed in pixels, since then nothing can overlap. Nothing touches p
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from regraft.errors import Problem, UserError
-from regraft.files import whole
 from regraft.record import METRICS, PREDICTIONS, Metrics, RunFolder
-from regraft.report.tables import DASH, PICTURES, plain
+from regraft.report import canvas
+from regraft.report.canvas import BLUE, DPI, GREY, INK, MARGIN, RULE, VERMILION
+from regraft.report.tables import PICTURES
+from regraft.report.words import DASH, plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,35 +30,9 @@ if TYPE_CHECKING:
     from regraft.datasets.source import Source
 
 CURVES, CONFUSION, MISTAKES = PICTURES
-DPI = 150
 MOST = 24  # mistakes on a sheet
-BYTES = 300_000  # a picture that takes more is written with 256 colours
-INK, GREY, RULE = "#222222", "#6b6b6b", "#d4d4d4"
-BLUE, VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito's palette: told apart by colour-blind readers too
-STYLE: dict[Any, Any] = {
-    "text.usetex": False,
-    "text.parse_math": False,  # a class may be called $x$
-    "text.color": INK,
-    "font.size": 8,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.unicode_minus": True,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-}
 DASHED = (0, (4, 3))
 RING: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.2}
-# Where DejaVu Sans has no letters for a class's name, one of these may; matplotlib warns of those that are not installed.
-FALLBACKS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans Arabic", "Noto Sans Devanagari", "Arial Unicode MS")
 
 
 @dataclass(frozen=True)
@@ -79,14 +52,14 @@ def draw(folder: RunFolder, source: Source) -> list[Path]:
     """
     record = folder.record
     given = answers(folder / PREDICTIONS)
-    with _styled():
+    with canvas.styled():
         made = {CURVES: curves(Metrics(folder / METRICS).rows(), record.get("kept"), record.get("metric", "accuracy"))}
         if given is not None and source.kind == "class":
             classes = (record.get("data") or {}).get("classes") or source.classes
             made[CONFUSION] = confusion(given.select("truth", "predicted").rows(), classes)
             made[MISTAKES] = sheet(mistakes(given), len(given), source)
     for name, image in made.items():
-        _save(image, folder / name)
+        canvas.save(image, folder / name)
     return [folder / name for name in made]
 
 
@@ -98,19 +71,19 @@ NAMES = {"accuracy": "Accuracy", "map": "Mean average precision", "mae": "Mean a
 
 def curves(rows: Sequence[Mapping[str, str]], kept: Mapping[str, Any] | None, metric: str = "accuracy") -> Image:
     """Loss and the task's first metric over the epochs, train and val; `rows` are those of metrics.csv."""
-    figure = _figure(1350, 508)
+    figure = canvas.figure(1350, 508)
     phases = _phases(rows)
     if not phases:
         figure.text(0.5, 0.5, "No epoch was recorded.", ha="center", size=10, color=GREY)
-        return _image(figure)
+        return canvas.image(figure)
     best = (kept or {}).get("epoch")
     best = best if best in _line(rows, f"val/{metric}")[0] else None
     for place, (measure, title) in enumerate((("loss", "Loss"), (metric, NAMES.get(metric, metric)))):
-        axes = _axes(figure, 80 + 670 * place, 64, 570, 340)
+        axes = canvas.axes(figure, 80 + 670 * place, 64, 570, 340)
         lines = {split: _line(rows, f"{split}/{measure}") for split in ("train", "val")}
         _panel(axes, title, lines, phases, best)
     _legend(figure, best)
-    return _image(figure)
+    return canvas.image(figure)
 
 
 def _phases(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, int, int]]:
@@ -160,7 +133,7 @@ def _name_phases(axes: Axes, phases: Sequence[tuple[str, int, int]]) -> None:
         if number:
             axes.axvline(first - 0.5, color=GREY, linewidth=0.6, ymax=1.07, clip_on=False)
         room = (last - first + 1) * pixels - 8
-        shown = _fitted(name, room, 7.5, least=5) or _fitted(str(number + 1), room, 7.5)
+        shown = canvas.fitted(name, room, 7.5, least=5) or canvas.fitted(str(number + 1), room, 7.5)
         axes.text((first + last) / 2, 1.025, shown, transform=axes.get_xaxis_transform(), ha="center", size=7.5, color=GREY)
 
 
@@ -187,15 +160,15 @@ def confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> Image
     n, side = len(classes), min(max(44 * len(classes), 420), LARGEST)
     cell = side / n
     size = 8.0 if cell >= 20 else 6.5  # of the labels, pt
-    step = math.ceil(_pixels(size) * 1.1 / cell)
+    step = math.ceil(canvas.pixels(size) * 1.1 / cell)
     named = list(range(0, n, step)) if step <= 4 else []  # fewer names than that help nobody
-    labels = [_fitted(classes[index], 190, size) for index in named]
-    widest = max((_width(label, size) for label in labels), default=0.0)
+    labels = [canvas.fitted(classes[index], 190, size) for index in named]
+    widest = max((canvas.wide(label, size) for label in labels), default=0.0)
     level = widest < 0.9 * cell * step
-    left, below = 62 + widest, 62 + (_pixels(size) if level else widest)
+    left, below = 62 + widest, 62 + (canvas.pixels(size) if level else widest)
     width, height = round(max(left + side + 130, 760)), round(110 + side + below)
-    figure = _figure(width, height)
-    axes = _axes(figure, left, below, side, side)
+    figure = canvas.figure(width, height)
+    axes = canvas.axes(figure, left, below, side, side)
     axes.spines[:].set_visible(True)
     together = math.ceil(LEAST_CELL * n / side)  # neighbouring classes that share a cell: dots of one pixel would not be seen
     shades = _shares(counts, together)
@@ -208,9 +181,11 @@ def confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> Image
     figure.text((left + side / 2) / width, 14 / height, f"predicted{order}", ha="center", va="bottom")
     figure.text(14 / width, (below + side / 2) / height, f"truth{order}", rotation=90, ha="left", va="center")
     written = _write_counts(axes, counts, shades, cell)
-    _head(figure, "Confusion on test", f"{np.trace(counts):,} of {len(pairs):,} right" + ("; numbers are pictures" if written else ""))
+    canvas.head(
+        figure, "Confusion on test", f"{np.trace(counts):,} of {len(pairs):,} right" + ("; numbers are pictures" if written else "")
+    )
     _scale(figure, shown, left + side + 24, below, side)
-    return _image(figure)
+    return canvas.image(figure)
 
 
 def _shares(counts: np.ndarray, together: int) -> np.ndarray:
@@ -251,7 +226,7 @@ def _write_counts(axes: Axes, counts: np.ndarray, shades: np.ndarray, cell: floa
 
 
 def _scale(figure: Figure, shown: Any, left: float, below: float, side: float) -> None:
-    axes = _axes(figure, left, below, 14, side)
+    axes = canvas.axes(figure, left, below, 14, side)
     bar = figure.colorbar(shown, cax=axes, ticks=[0, 0.25, 0.5, 0.75, 1])
     bar.ax.set_yticklabels(["0", ".25", ".5", ".75", "1"])
     bar.ax.tick_params(length=2, labelsize=7)
@@ -271,25 +246,27 @@ def mistakes(answers: DataFrame, most: int = MOST) -> list[Mistake]:
     return [Mistake(**row) for row in worst.select("id", "truth", "predicted", "score").iter_rows(named=True)]
 
 
-BOX, PITCH, ROW, MARGIN, HEAD = 150, 174, 206, 24, 92  # px of a sheet: a picture, from one to the next, from row to row, edges, headline
+BOX, PITCH, ROW, HEAD = 150, 174, 206, 92  # px of a sheet: a picture, from one to the next, from row to row, headline
 
 
 def sheet(worst: Sequence[Mistake], total: int, source: Source) -> Image:
     """The mistakes' pictures, each above its truth, what it was taken for, and the score of that."""
     if not worst:
-        figure = _figure(760, 200)
-        _head(figure, "No mistakes" if total else "No answers", f"All {total:,} test pictures are right." if total else "No test pictures.")
-        return _image(figure)
+        figure = canvas.figure(760, 200)
+        canvas.head(
+            figure, "No mistakes" if total else "No answers", f"All {total:,} test pictures are right." if total else "No test pictures."
+        )
+        return canvas.image(figure)
     columns = min(max(len(worst), 4), 6)  # no narrower than the headline
     rows = math.ceil(len(worst) / columns)
     width, height = 2 * MARGIN + columns * PITCH - (PITCH - BOX), HEAD + rows * ROW + 8
-    figure = _figure(width, height)
-    _head(figure, "Worst mistakes on test", "truth → prediction and its score, the surest first")
+    figure = canvas.figure(width, height)
+    canvas.head(figure, "Worst mistakes on test", "truth → prediction and its score, the surest first")
     samples = {sample.id: sample for sample in source.samples}
     for number, mistake in enumerate(worst):
         x, y = MARGIN + number % columns * PITCH, HEAD + number // columns * ROW
         _tile(figure, mistake, x, y, source, samples.get(mistake.id))
-    return _image(figure)
+    return canvas.image(figure)
 
 
 def _tile(figure: Figure, mistake: Mistake, x: int, y: int, source: Source, sample: Any) -> None:
@@ -297,7 +274,7 @@ def _tile(figure: Figure, mistake: Mistake, x: int, y: int, source: Source, samp
     import numpy as np
     from matplotlib.patches import Rectangle
 
-    height, width = _height(figure), figure.get_figwidth() * DPI
+    height, width = canvas.tall(figure), figure.get_figwidth() * DPI
     frame = Rectangle((x - 0.5, height - y - BOX - 0.5), BOX + 1, BOX + 1, fill=False, edgecolor=RULE, linewidth=0.5, transform=None)
     figure.add_artist(frame)
 
@@ -314,10 +291,10 @@ def _tile(figure: Figure, mistake: Mistake, x: int, y: int, source: Source, samp
         right, down = (BOX - picture.width) // 2, (BOX - picture.height) // 2
         figure.figimage(np.asarray(picture), x + right, round(height) - y - down - picture.height)
     score = DASH if mistake.score is None else f"{mistake.score:.2f}"
-    indent = _width("→ ", 7)  # the arrow is a text of its own: beside a name in Arabic it would be put on the other side
-    write(_fitted(mistake.truth, BOX, 7), 0, BOX + 18)
+    indent = canvas.wide("→ ", 7)  # the arrow is a text of its own: beside a name in Arabic it would be put on the other side
+    write(canvas.fitted(mistake.truth, BOX, 7), 0, BOX + 18)
     write("→", 0, BOX + 36, color=VERMILION)
-    write(_fitted(mistake.predicted, BOX - indent - _width(score, 7) - 8, 7), indent, BOX + 36, color=VERMILION)
+    write(canvas.fitted(mistake.predicted, BOX - indent - canvas.wide(score, 7) - 8, 7), indent, BOX + 36, color=VERMILION)
     write(score, BOX, BOX + 36, ha="right", color=GREY)
 
 
@@ -352,106 +329,3 @@ def answers(path: Path) -> DataFrame | None:
     except (polars.exceptions.PolarsError, OSError) as error:
         said = plain(next(iter(str(error).splitlines()), ""), 100)
         raise UserError(Problem(str(path), None, f"can't be read ({said}); run the same command again in another folder")) from None
-
-
-# Drawing in pixels
-
-
-@contextmanager
-def _styled() -> Iterator[None]:
-    """Our style, whatever the user's matplotlibrc says; and no warnings of letters that no font has."""
-    import matplotlib
-
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**STYLE, "font.family": _families()})
-        yield
-
-
-@cache
-def _families() -> list[str]:
-    from matplotlib.font_manager import fontManager
-
-    installed = {font.name for font in fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in FALLBACKS if name in installed)]
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(round(width) / DPI, round(height) / DPI), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _height(figure: Figure) -> float:
-    return figure.get_figheight() * DPI
-
-
-def _axes(figure: Figure, left: float, below: float, width: float, height: float) -> Axes:
-    """Axes at this place, px from the figure's lower left."""
-    across, up = figure.get_figwidth() * DPI, _height(figure)
-    return figure.add_axes((left / across, below / up, width / across, height / up))
-
-
-def _head(figure: Figure, title: str, line: str) -> None:
-    width, height = figure.get_figwidth() * DPI, _height(figure)
-    figure.text(MARGIN / width, 1 - 36 / height, title, size=10, weight="bold", va="baseline")
-    figure.text(MARGIN / width, 1 - 64 / height, line, size=8, color=GREY, va="baseline")
-
-
-def _pixels(points: float) -> float:
-    return points * DPI / 72
-
-
-@cache
-def _renderer() -> Any:
-    from matplotlib.backends.backend_agg import RendererAgg
-
-    return RendererAgg(1, 1, DPI)
-
-
-def _width(text: str, points: float) -> float:
-    """px that a text takes."""
-    from matplotlib.font_manager import FontProperties
-
-    return float(_renderer().get_text_width_height_descent(text, FontProperties(family=_families(), size=points), False)[0])
-
-
-def _fitted(text: str, room: float, points: float, least: int = 2) -> str:
-    """The text in printable letters, cut with an ellipsis to `room` px; empty where not even the `least` letters fit."""
-    shown = plain(text, 200)
-    if _width(shown, points) <= room:
-        return shown
-    low, high = 0, len(shown)  # as many letters as fit: between these
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if _width(shown[:middle].rstrip() + "…", points) <= room else (low, middle - 1)
-    return shown[:low].rstrip() + "…" if low >= least else ""
-
-
-def _image(figure: Figure) -> Image:
-    from PIL import Image
-
-    canvas: Any = figure.canvas
-    canvas.draw()
-    width, height = canvas.get_width_height()
-    return Image.frombuffer("RGBA", (width, height), bytes(canvas.buffer_rgba()), "raw", "RGBA", 0, 1).convert("RGB")
-
-
-def _save(image: Image, path: Path) -> None:
-    """The picture as a PNG, whole; photographs in 256 colours, which is a third of the size."""
-    import io
-
-    def encoded(picture: Image) -> bytes:
-        file = io.BytesIO()
-        picture.save(file, format="PNG", dpi=(DPI, DPI))
-        return file.getvalue()
-
-    data = encoded(image)
-    if len(data) > BYTES:
-        data = encoded(image.quantize(256))
-    with whole(path) as part:
-        part.write_bytes(data)

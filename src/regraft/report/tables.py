@@ -6,83 +6,74 @@ All text that comes from files (class names, file names, messages) goes through 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Group, RenderableType
 from rich.constrain import Constrain
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from regraft.errors import UserError
 from regraft.record import RunFolder
+from regraft.report import words
 from regraft.report.statistics import wilson
 from regraft.tasks import LOWER
 
-WIDTH = 100  # columns, at most
-DASH = "–"  # stands where there is no figure
 PHASES = 3  # that stand side by side in one table
 LISTED = 5  # skipped pictures that are named
 SPLITS = ("train", "val", "test")
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
 
 
-def plain(text: object, most: int = 10_000) -> str:
-    """Strangers' text on one line: what is not printable is shown escaped, and what is too long ends in an ellipsis."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: most + 1])
-    return shown if len(shown) <= most else shown[: most - 1].rstrip() + "…"
-
-
 def stages(phases: Sequence[Mapping[str, Any]]) -> RenderableType:
     """What each phase trains, stage by stage, before training starts. Phases: {"name", "epochs", "rows": [{"stage", "parameters",
     "trains", "mode", "lr", "output"}]}; the rows of all phases are the same stages."""
     chunks = [phases[at : at + PHASES] for at in range(0, len(phases), PHASES)]
-    return Constrain(Group(*(_stages(chunk) for chunk in chunks)), WIDTH)
+    return Constrain(Group(*(_stages(chunk) for chunk in chunks)), words.WIDTH)
 
 
 def result(folder: RunFolder) -> RenderableType:
     """What came out of one run, from its record alone. Raises UserError for a folder without a record that can be read."""
     record = folder.record
-    parts: list[RenderableType] = [Fitting(_splits(record), _listing(_split_lines(record)))] if _at(record, "metrics") else []
-    facts = [("status", _status(record)), *_facts(record), ("folder", _shorter(folder.path))]
-    facts += [("", _shorter(folder / name)) for name in PICTURES if (folder / name).is_file()]
-    return Constrain(Group(*parts, _listing(facts)), WIDTH)
+    parts: list[RenderableType] = (
+        [words.Fitting(_splits(record), words.listing(_split_lines(record)))] if words.at(record, "metrics") else []
+    )
+    facts = [("status", _status(record)), *_facts(record), ("folder", words.shorter(folder.path))]
+    facts += [("", words.shorter(folder / name)) for name in PICTURES if (folder / name).is_file()]
+    return Constrain(Group(*parts, words.listing(facts)), words.WIDTH)
 
 
 def sweep(folders: Sequence[RunFolder], axes: Sequence[str]) -> RenderableType:
     """One row for each run, in the order given: the swept keys' values and what came out. The best is chosen, and marked, on val."""
     runs = [Run.read(folder) for folder in folders]
-    lower = any(_metric(run.record) in LOWER for run in runs)
-    best = (min if lower else max)((run.val for run in runs if _known(run.val)), default=None)
+    lower = any(words.metric(run.record) in LOWER for run in runs)
+    best = (min if lower else max)((run.val for run in runs if words.known(run.val)), default=None)
     ties = sum(run.val == best for run in runs) if best is not None else 0
     troubles = [(run.status, f"{run.swept(axes)}: {run.trouble}") for run in runs if run.trouble]
-    shown = Fitting(_runs(runs, axes, best), _listing([(run.status, run.line(axes, best)) for run in runs]))
+    shown = words.Fitting(_runs(runs, axes, best), words.listing([(run.status, run.line(axes, best)) for run in runs]))
     folds = _folds(runs, axes)
-    return Constrain(Group(shown, Text(_choice(ties)), *(_listing(each) for each in (folds, troubles) if each)), WIDTH)
+    return Constrain(Group(shown, Text(_choice(ties)), *(words.listing(each) for each in (folds, troubles) if each)), words.WIDTH)
 
 
 # Before training
 
 
 def _stages(phases: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(footer=True)
+    table = words.table(footer=True)
     table.add_column("stage", footer="total", overflow="fold")
     table.add_column("output", justify="right")
     table.add_column("parameters", justify="right", footer=f"{_parameters(phases[0]['rows']):,}")
     for phase in phases:
         epochs = phase.get("epochs")
-        title = Text(plain(phase.get("name", ""), 24)).append(f"\n{_count(epochs, 'epoch')}" if epochs else "", "not bold")
+        title = Text(words.plain(phase.get("name", ""), 24)).append(f"\n{words.count(epochs, 'epoch')}" if epochs else "", "not bold")
         training = sum(row.get("training", row["parameters"]) for row in phase["rows"] if row.get("trains"))
         table.add_column(title, footer=f"{training:,} train", overflow="fold")
     for rows in zip(*(phase["rows"] for phase in phases), strict=True):
-        shape = " x ".join(map(str, rows[0].get("output") or [])) or DASH
-        cells = [plain(rows[0]["stage"], 40), shape, f"{rows[0]['parameters']:,}", *map(_treatment, rows)]
+        shape = " x ".join(map(str, rows[0].get("output") or [])) or words.DASH
+        cells = [words.plain(rows[0]["stage"], 40), shape, f"{rows[0]['parameters']:,}", *map(_treatment, rows)]
         table.add_row(*map(Text, cells), style=None if any(row.get("trains") for row in rows) else "dim")
     return table
 
@@ -92,7 +83,7 @@ def _treatment(row: Mapping[str, Any]) -> str:
     if not row.get("trains"):
         return "frozen, in train mode" if row.get("mode") == "train" else "frozen, eval"
     if not row.get("parameters"):
-        return DASH
+        return words.DASH
     rate = "" if row.get("lr") is None else f" lr {row['lr']:.4g}"
     part = row.get("training", row["parameters"])
     some = "" if part == row["parameters"] else f" {part:,} of them"
@@ -107,14 +98,14 @@ def _parameters(rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _splits(record: Mapping[str, Any]) -> Table:
-    table = _table()
+    table = words.table()
     table.add_column("")
-    for name in (_metric(record), "95% interval", "pictures", "loss"):
+    for name in (words.metric(record), "95% interval", "pictures", "loss"):
         table.add_column(name, justify="right")
     for split in SPLITS:
-        size = _figure(_at(record, f"data.sizes.{split}"), ",")
-        loss = _figure(_at(record, f"metrics.{split}/loss"), ".3f")
-        table.add_row(split, *_accuracy(record, split), size, loss, style="bold" if split == "test" else None)
+        size = words.figure(words.at(record, f"data.sizes.{split}"), ",")
+        loss = words.figure(words.at(record, f"metrics.{split}/loss"), ".3f")
+        table.add_row(split, *words.accuracy(record, split), size, loss, style="bold" if split == "test" else None)
     return table
 
 
@@ -122,8 +113,11 @@ def _split_lines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The same, for narrow terminals."""
     lines = []
     for split in SPLITS:
-        value, interval = _accuracy(record, split)
-        size, loss = _figure(_at(record, f"data.sizes.{split}"), ","), _figure(_at(record, f"metrics.{split}/loss"), ".3f")
+        value, interval = words.accuracy(record, split)
+        size, loss = (
+            words.figure(words.at(record, f"data.sizes.{split}"), ","),
+            words.figure(words.at(record, f"metrics.{split}/loss"), ".3f"),
+        )
         lines.append((split, f"{value} ({interval}), {size} pictures, loss {loss}"))
     return lines
 
@@ -141,28 +135,23 @@ def _facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _metric(record: Mapping[str, Any]) -> str:
-    """The name of the task's first metric."""
-    return str(record.get("metric", "accuracy"))
-
-
 def _others(record: Mapping[str, Any]) -> list[str]:
     """What else was measured on test; and the error that the field knows the net by, beside the one that was reported for it."""
     found = {name.partition("/")[2]: value for name, value in (record.get("metrics") or {}).items() if name.startswith("test/")}
-    told = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in sorted(found.items()) if name not in (_metric(record), "loss")]
+    told = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in sorted(found.items()) if name not in (words.metric(record), "loss")]
     lines = [", ".join(told)] if told else []
     reported = record.get("reported")
     if reported and "top5_accuracy" in found:
         lines.append(
-            f"top-5 error {1 - found['top5_accuracy']:.1%}, reported {reported['top5_error']:.1%} ({plain(reported['source'], 200)})"
+            f"top-5 error {1 - found['top5_accuracy']:.1%}, reported {reported['top5_error']:.1%} ({words.plain(reported['source'], 200)})"
         )
     return lines
 
 
 def _status(record: Mapping[str, Any]) -> str:
-    status = record.get("status", DASH)
+    status = record.get("status", words.DASH)
     if status == "failed":
-        return f"failed: {_error(record)}"
+        return f"failed: {words.error(record)}"
     return "running, or interrupted: there is no result yet" if status == "running" else str(status)
 
 
@@ -170,7 +159,7 @@ def _frozen(record: Mapping[str, Any]) -> list[str]:
     phases = record.get("phases") or []
     told = []
     for phase in phases:
-        name = f"{phase.get('name', DASH)}: " if len(phases) > 1 else ""
+        name = f"{phase.get('name', words.DASH)}: " if len(phases) > 1 else ""
         rows = phase.get("stages")
         if rows:
             told.append(name + _stretch([row for row in rows if not row.get("trains")]))
@@ -182,14 +171,14 @@ def _frozen(record: Mapping[str, Any]) -> list[str]:
 def _stretch(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "nothing, every stage trains"
-    names = [str(row.get("stage", DASH)) for row in rows]
+    names = [str(row.get("stage", words.DASH)) for row in rows]
     return f"{names[0]} to {names[-1]}, {_extent(rows)}" if len(rows) > 1 else f"{names[0]}, {_extent(rows)}"
 
 
 def _extent(rows: Sequence[Mapping[str, Any]]) -> str:
     """`12 stages (3.4 M parameters)`"""
     counted = all("parameters" in row for row in rows)
-    return _count(len(rows), "stage") + (f" ({_many(_parameters(rows))} parameters)" if counted else "")
+    return words.count(len(rows), "stage") + (f" ({words.many(_parameters(rows))} parameters)" if counted else "")
 
 
 def _cache(record: Mapping[str, Any]) -> list[str]:
@@ -204,14 +193,14 @@ def _cache(record: Mapping[str, Any]) -> list[str]:
         what = "views of pictures" if several else "pictures"
         if computed:
             seconds = sum(entry.get("seconds", 0) for entry in entries)
-            told.append(f"{computed:,} {what} ran once through {_below(record, boundary)} in {_duration(seconds)}")
+            told.append(f"{computed:,} {what} ran once through {_below(record, boundary)} in {words.duration(seconds)}")
         if rows > computed:
             told.append(f"read from the cache: {rows - computed:,} {what} at {boundary}")
     reasons: dict[str, list[str]] = {}  # why -> the phases (or splits) that ran live
     for note in notes:
         if note.get("mode") == "live":
             phases = reasons.setdefault(str(note.get("why", "no reason is recorded")), [])
-            name = str(note.get("phase", note.get("split", DASH)))
+            name = str(note.get("phase", note.get("split", words.DASH)))
             if name not in phases:
                 phases.append(name)
     everything = "everything" if not cached and len(reasons) == 1 else None
@@ -228,46 +217,46 @@ def _below(record: Mapping[str, Any], boundary: str) -> str:
 
 
 def _kept(record: Mapping[str, Any]) -> list[str]:
-    epoch = _at(record, "kept.epoch")
-    if not _known(epoch):
+    epoch = words.at(record, "kept.epoch")
+    if not words.known(epoch):
         return []
     if epoch < 0:
         return ["the net as it was: nothing trained"]
     phases = record.get("phases") or []
     epochs = [phase.get("epochs") for phase in phases]
-    span = f" of 0{DASH}{sum(epochs) - 1}" if epochs and all(map(_known, epochs)) and sum(epochs) > 1 else ""
-    value, monitor = _at(record, "kept.value"), _at(record, "kept.monitor")
-    return [f"epoch {epoch}{span}{f' ({monitor} {value:.3f})' if _known(value) and monitor else ''}"]
+    span = f" of 0{words.DASH}{sum(epochs) - 1}" if epochs and all(map(words.known, epochs)) and sum(epochs) > 1 else ""
+    value, monitor = words.at(record, "kept.value"), words.at(record, "kept.monitor")
+    return [f"epoch {epoch}{span}{f' ({monitor} {value:.3f})' if words.known(value) and monitor else ''}"]
 
 
 def _tuned(record: Mapping[str, Any]) -> list[str]:
     """What each phase was computed in, where that was measured, with the seconds of a step."""
     told = []
     for each in record.get("tuning") or []:
-        rows = [row for row in each["measured"] if _known(row["seconds"])]
+        rows = [row for row in each["measured"] if words.known(row["seconds"])]
         shown = ", ".join(
             f"{row['precision']} {row['memory_format']}{' compiled' if row['compile'] else ''} {row['seconds']:.3f} s" for row in rows
         )
         chosen = each["choice"]
-        told.append(f"{plain(each['phase'])}: {chosen['precision']} {chosen['memory_format']}, the fastest of {shown}")
+        told.append(f"{words.plain(each['phase'])}: {chosen['precision']} {chosen['memory_format']}, the fastest of {shown}")
     return told
 
 
 def _times(record: Mapping[str, Any]) -> list[str]:
-    times = {name: _at(record, f"times.{name}") for name in ("total", "start", "frozen", "train", "evaluate")}
-    words = {"start": "start-up", "frozen": "frozen part", "train": "training", "evaluate": "evaluation"}
-    parts = ", ".join(f"{_duration(times[name])} {word}" for name, word in words.items() if _known(times[name]))
-    whole = f"{_duration(times['total'])} in all" if _known(times["total"]) else ""
+    times = {name: words.at(record, f"times.{name}") for name in ("total", "start", "frozen", "train", "evaluate")}
+    named = {"start": "start-up", "frozen": "frozen part", "train": "training", "evaluate": "evaluation"}
+    parts = ", ".join(f"{words.duration(times[name])} {word}" for name, word in named.items() if words.known(times[name]))
+    whole = f"{words.duration(times['total'])} in all" if words.known(times["total"]) else ""
     return [": ".join(filter(None, (whole, parts)))] if whole or parts else []
 
 
 def _skipped(record: Mapping[str, Any]) -> list[str]:
-    skipped = _at(record, "data.skipped") or []
+    skipped = words.at(record, "data.skipped") or []
     if not skipped:
         return []
-    named = [f"{plain(each.get('file', DASH))}: {plain(each.get('problem', DASH))}" for each in skipped[:LISTED]]
+    named = [f"{words.plain(each.get('file', words.DASH))}: {words.plain(each.get('problem', words.DASH))}" for each in skipped[:LISTED]]
     more = [f"and {len(skipped) - LISTED:,} more, listed in record.json"] if len(skipped) > LISTED else []
-    return [_count(len(skipped), "picture"), *named, *more]
+    return [words.count(len(skipped), "picture"), *named, *more]
 
 
 # A sweep
@@ -288,39 +277,39 @@ class Run:
         try:
             config, record = folder.config, folder.record
         except UserError as error:
-            return cls(folder.path.name, {}, {}, "damaged", _first(error))
-        status = plain(record.get("status", DASH), 12)
-        return cls(folder.path.name, config, record, status, _first(_error(record)) if status == "failed" else "")
+            return cls(folder.path.name, {}, {}, "damaged", words.first(error))
+        status = words.plain(record.get("status", words.DASH), 12)
+        return cls(folder.path.name, config, record, status, words.first(words.error(record)) if status == "failed" else "")
 
     @property
     def val(self) -> Any:
-        return _at(self.record, f"metrics.val/{_metric(self.record)}")
+        return words.at(self.record, f"metrics.val/{words.metric(self.record)}")
 
     def line(self, axes: Sequence[str], best: float | None) -> str:
         """The run's row of the table, for narrow terminals."""
         mark = "* " if best is not None and self.val == best else ""
-        accuracies = {split: _accuracy(self.record, split) for split in ("val", "test")}
-        figures = [f"{split} {value} ({interval})" for split, (value, interval) in accuracies.items() if value != DASH]
-        seconds = _at(self.record, "times.total")
-        return mark + ", ".join([self.swept(axes), *figures, *([_duration(seconds)] if _known(seconds) else [])])
+        accuracies = {split: words.accuracy(self.record, split) for split in ("val", "test")}
+        figures = [f"{split} {value} ({interval})" for split, (value, interval) in accuracies.items() if value != words.DASH]
+        seconds = words.at(self.record, "times.total")
+        return mark + ", ".join([self.swept(axes), *figures, *([words.duration(seconds)] if words.known(seconds) else [])])
 
     def swept(self, axes: Sequence[str]) -> str:
-        return ", ".join(f"{axis}={_value(_at(self.config, axis))}" for axis in axes) if axes and self.config else self.name
+        return ", ".join(f"{axis}={_value(words.at(self.config, axis))}" for axis in axes) if axes and self.config else self.name
 
 
 def _runs(runs: Sequence[Run], axes: Sequence[str], best: float | None) -> Table:
-    table = _table()
+    table = words.table()
     table.add_column("")
     for axis in axes:
-        table.add_column(Text(plain(axis, 40)))
+        table.add_column(Text(words.plain(axis, 40)))
     for name in ("val", "95%", "test", "95%", "seconds"):
         table.add_column(name, justify="right")
     table.add_column("status")
     for run in runs:
         chosen = best is not None and run.val == best
-        numbers = [text for split in ("val", "test") for text in _accuracy(run.record, split)]
-        seconds = _figure(_at(run.record, "times.total"), ".1f")
-        cells = ["*" if chosen else "", *(_value(_at(run.config, axis)) for axis in axes), *numbers, seconds, run.status]
+        numbers = [text for split in ("val", "test") for text in words.accuracy(run.record, split)]
+        seconds = words.figure(words.at(run.record, "times.total"), ".1f")
+        cells = ["*" if chosen else "", *(_value(words.at(run.config, axis)) for axis in axes), *numbers, seconds, run.status]
         table.add_row(*map(Text, cells), style="bold" if chosen else None)
     return table
 
@@ -331,17 +320,17 @@ def _folds(runs: Sequence[Run], axes: Sequence[str]) -> list[tuple[str, str]]:
     told: list[tuple[str, str]] = []
     settings: dict[str, list[Run]] = {}
     for run in runs:
-        if _known(_at(run.config, "dataset.folds")) and _metric(run.record) == "accuracy":
+        if words.known(words.at(run.config, "dataset.folds")) and words.metric(run.record) == "accuracy":
             settings.setdefault(run.swept(others) if others else "", []).append(run)
     for name, group in settings.items():
-        done = {_at(run.config, "dataset.fold"): run.record for run in group if run.status == "done"}
-        if len(done) != _at(group[0].config, "dataset.folds") or len(group) != len(done):
+        done = {words.at(run.config, "dataset.fold"): run.record for run in group if run.status == "done"}
+        if len(done) != words.at(group[0].config, "dataset.folds") or len(group) != len(done):
             continue  # a fold is missing, or several seeds share it: these pictures would count twice
-        n = sum(_at(record, "data.sizes.test") or 0 for record in done.values())
-        right = sum(round(_at(record, "metrics.test/accuracy") * _at(record, "data.sizes.test")) for record in done.values())
+        n = sum(words.at(record, "data.sizes.test") or 0 for record in done.values())
+        right = sum(round(words.at(record, "metrics.test/accuracy") * words.at(record, "data.sizes.test")) for record in done.values())
         low, high = wilson(right, n)
         told.append(
-            (f"{len(done)} folds", f"{name}{': ' if name else ''}{right} of {n} right, {right / n:.3f} ({low:.3f}{DASH}{high:.3f})")
+            (f"{len(done)} folds", f"{name}{': ' if name else ''}{right} of {n} right, {right / n:.3f} ({low:.3f}{words.DASH}{high:.3f})")
         )
     return told
 
@@ -358,103 +347,5 @@ def _value(value: Any) -> str:
     if isinstance(value, Mapping) and "name" in value:
         value = value["name"]
     if value is None:
-        return DASH
-    return plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 40)
-
-
-# Figures and words
-
-
-def _at(mapping: Any, dotted: str) -> Any:
-    """The value at `optimizer.lr`; None where any of the keys is missing."""
-    for key in dotted.split("."):
-        mapping = mapping.get(key) if isinstance(mapping, Mapping) else None
-    return mapping
-
-
-def _known(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # NaN is no figure
-
-
-def _figure(value: Any, form: str) -> str:
-    return format(value, form) if isinstance(value, float) or _known(value) else DASH
-
-
-def _accuracy(record: Mapping[str, Any], split: str) -> tuple[str, str]:
-    """A split's accuracy and its 95% interval, of the split's size; another first metric without one."""
-    value, n = _at(record, f"metrics.{split}/{_metric(record)}"), _at(record, f"data.sizes.{split}")
-    if not (_metric(record) == "accuracy" and _known(value) and 0 <= value <= 1 and _known(n) and n > 0):
-        return _figure(value, ".3f"), DASH
-    low, high = wilson(round(value * n), n)
-    return f"{value:.3f}", f"{low:.3f}{DASH}{high:.3f}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def _many(n: int) -> str:
-    """`3.4 M`"""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if n >= size:
-            return f"{n / size:.1f} {unit}"
-    return str(n)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-
-
-def _error(record: Mapping[str, Any]) -> str:
-    kind, message, rank = (_at(record, f"error.{key}") for key in ("kind", "message", "rank"))
-    told = str(message or "").removeprefix(f"{kind}: ")
-    where = f" (rank {rank})" if rank else ""
-    return f"{kind or 'no error is recorded'}{where}{f': {told}' if told else ''}"
-
-
-def _first(message: object) -> str:
-    return next(iter(str(message).splitlines()), "")
-
-
-def _shorter(path: Path) -> str:
-    """The path as seen from the working folder, where that is shorter."""
-    try:
-        return min(os.path.relpath(path), str(path), key=len)
-    except (OSError, ValueError):  # the working folder is gone, or on another drive
-        return str(path)
-
-
-# Shapes
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """A table, or the same as lines where there is no room for it: a figure is never cut."""
-
-    wide: Table
-    lines: Table
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        needed = Measurement.get(console, options.update_width(10 * WIDTH), self.wide).maximum
-        yield self.wide if needed <= options.max_width else self.lines
-
-
-def _table(footer: bool = False) -> Table:
-    return Table(box=box.SIMPLE_HEAD, show_footer=footer, footer_style="", pad_edge=False, padding=(0, 1))
-
-
-def _listing(facts: Sequence[tuple[str, str]]) -> Table:
-    """Labelled lines; a label that repeats is said once."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    before = None
-    for label, text in facts:
-        shown = Text("\n".join(plain(line) for line in text.splitlines()))
-        grid.add_row("" if label == before else label, shown)
-        before = label
-    return grid
+        return words.DASH
+    return words.plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 40)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
-from regraft import freeze, streams
+from regraft import freezing, streams
 from regraft.batches import Batch
 from regraft.optim import parameter_groups
 
@@ -86,14 +86,14 @@ class PhaseModule(pl.LightningModule):
             wanted = [name for name in every if name == task.METRICS[0] or f"{split}/{name}" == monitor]
             measures |= {f"{split}/loss": MeanMetric()} | {f"{split}/{name}": every[name] for name in wanted}
         self.measures: Mapping[str, Metric] = torch.nn.ModuleDict(measures)  # type: ignore[assignment]
-        freeze.gradients(chain, phase)
+        freezing.gradients(chain, phase)
         self.train()
 
     def train(self, mode: bool = True) -> PhaseModule:
         """What is frozen stays in eval mode, whoever asks for training mode."""
         super().train(mode)
         if mode:
-            freeze.modes(self.chain, self.phase)
+            freezing.modes(self.chain, self.phase)
         return self
 
     def forward(self, batch: Batch) -> Tensor:
@@ -112,14 +112,14 @@ class PhaseModule(pl.LightningModule):
         idle = not share.weight.any()
         # a library's own dropout and stochastic depth draw from torch's stream, which can only be started afresh for each share
         key = (self._seed, "library", share.epoch, share.step, int(share.row[0]))
-        with freeze.lone(self.chain, len(batch.y), share.size, idle), streams.seeded(*key):
+        with freezing.lone(self.chain, len(batch.y), share.size, idle), streams.seeded(*key):
             logits = self(batch)
         total = self._measure("train", batch, logits)
         for weight, heard in self.chain.heard():  # what auxiliary heads say of the same batch
             total = total + weight * self._losses(heard, batch).sum()
         # DDP divides by the world, Lightning by the accumulated micro-batches
         total = total * (self.trainer.world_size * self.trainer.accumulate_grad_batches / share.size)
-        pull = freeze.pull(self.chain, self.phase, self._start)  # the same on every rank and micro-batch: its mean is itself
+        pull = freezing.pull(self.chain, self.phase, self._start)  # the same on every rank and micro-batch: its mean is itself
         return total if pull is None else total + pull
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
