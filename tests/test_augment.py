@@ -18,9 +18,9 @@ from torchvision.transforms import v2
 
 from regraft import transforms
 from regraft.augment import D4, GROUP, AugmentationSpec, Several, filled
-from regraft.views import IDENTITY, View
 from regraft.errors import UserError
 from regraft.registry import parse
+from regraft.views import IDENTITY, View
 from regraft.whitening import Colours
 
 SIZE = 24

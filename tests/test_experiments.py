@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -55,6 +56,26 @@ def test_it_trains_one_short_step(name, tmp_path):
     for run in executed([jobs[0], jobs[-1]], tmp_path):
         assert 0 <= run.metrics["test/accuracy"] <= 1
         assert run.record["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    "words", [["dataset=clipart", 'dataset.classes=["bread","bug"]'], ["dataset=digits", 'dataset.classes=["0","1"]', "dataset.val=0.01"]]
+)
+def test_the_convnets_of_the_talk_train_side_by_side(words, tmp_path):
+    """`-m model=vgg,resnet,alexnet,googlenet model.weights=none` on drawings at 64 px and on digits."""
+    nets = [
+        "model=vgg,resnet,alexnet,googlenet",
+        "model.weights=none",
+        "freeze=none",
+        "data.size=64",
+        "dataset.per_class=2",
+        "optimizer=sgd",
+    ]
+    jobs = config.Composer().jobs([*SHORT, *words, *nets, f"hydra.sweep.dir={tmp_path}"], multirun=True)
+    runs = list(executed(jobs, tmp_path))
+    assert [run.settings.model.name for run in runs] == ["vgg", "resnet", "alexnet", "googlenet"]
+    assert all(run.record["phases"][0]["trains"][-1] == "head" for run in runs)
+    shutil.rmtree(tmp_path)  # four nets and their checkpoints take gigabytes
 
 
 def test_cats_and_dogs_are_told_apart_without_training(tmp_path):

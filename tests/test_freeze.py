@@ -15,10 +15,10 @@ from regraft import augment, freeze, freezing, heads, losses, schedules
 from regraft.chain import Chain
 from regraft.errors import UserError
 from regraft.models import ResNet, Timm
-from regraft.views import IDENTITY
 from regraft.optim import AdamW, parameter_groups
 from regraft.registry import parse
 from regraft.streams import seeded
+from regraft.views import IDENTITY
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
 NETS = {"resnet": ResNet(name="resnet", depth=18, weights="none"), "vit": Timm(name="timm", arch="test_vit", weights="none")}
