@@ -274,6 +274,7 @@ DECIDES = {  # key -> another value
     "data.batch_size": 8,
     "data.size": 96,
     "data.fit": "pad",
+    "data.crop": 0.875,
     "trainer.max_epochs": 7,
     "trainer.keep": "last",
     "trainer.monitor": "val/loss",

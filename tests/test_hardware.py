@@ -81,7 +81,10 @@ def test_other_entries_warn_of_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", ["gpu", *AZURE])
 def test_gpus_are_refused_where_there_are_none_and_taken_where_there_are_enough(name: str, gpus: Any) -> None:
     gpus(0)
-    assert refused(name) == {"name": "no GPU is visible here; hardware=cpu or hardware=auto work"}
+    told = refused(name)
+    assert list(told) == ["name"]
+    assert told["name"].startswith("no GPU is visible here; hardware=cpu or hardware=auto work")
+    assert ("retired" in told["name"]) == (name in ("azure_nc6", "azure_nc12", "azure_nc24")), "and by what"
     gpus(4)
     assert refused(name) == {}
     assert entry(name).trainer()["accelerator"] == "gpu"

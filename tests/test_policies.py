@@ -11,7 +11,7 @@ import torch
 
 from regraft import config, stages, sweep, weights
 from regraft.errors import UserError
-from regraft.freeze import is_norm
+from regraft.freezing import is_norm
 from regraft.graft import Run, build
 from regraft.models import MLP, ResNet
 from regraft.record import Metrics

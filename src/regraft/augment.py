@@ -252,7 +252,7 @@ class Whitening(AugmentationSpec):
 
 
 class Several(AugmentationSpec):
-    """A list of augmentations, one after the other."""
+    """Several at once: what is random, in the list's order; then the view, the mix with another picture, and whitening."""
 
     steps: list[Any] = doc("names, or mappings {name: ..., key: value}; what a mapping leaves out is as in the entry's own file")
 

@@ -34,7 +34,7 @@ KEY = 32  # bytes of a sha256
 
 
 class CacheSpec(Spec):
-    """The config section `cache`."""
+    """The config section `cache`: where what is frozen is kept, and how much of it."""
 
     mode: Literal["auto", "off", "require"] = doc(
         "auto: wherever a boundary allows it; off: never; require: fail where it can't be", decides=False

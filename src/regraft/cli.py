@@ -130,7 +130,8 @@ def _check(options: argparse.Namespace) -> int:
         print(
             f"  {first.model.name} ({first.model.weights}) on {first.dataset.name} at {first.size} px, freeze {first.freeze.name},", end=" "
         )
-        print(f"augmentation {first.augmentation.name}, {first.trainer.max_epochs} epochs")
+        steps, epochs = first.trainer.max_steps, first.trainer.max_epochs
+        print(f"augmentation {first.augmentation.name}, {f'{steps} steps' if steps else f'{epochs} epochs'}")
         print(f"  batch {batch.size} = {division}, on {first.hardware.accelerator()}")
     for each in planned:
         print(f"  {_shown(each.folder.path)}  {shlex.join(each.job.overrides)}".rstrip())
@@ -173,7 +174,7 @@ def _list(options: argparse.Namespace) -> int:
 
     if options.cost:
         return _cost(options)
-    print("\n".join(listing.groups() if options.group is None else listing.entries(options.group)))
+    print("\n".join(listing.groups() if options.group is None else listing.entries(options.group, options.config_dir)))
     return 0
 
 
@@ -190,7 +191,7 @@ def _cost(options: argparse.Namespace) -> int:
 
     with Console(stderr=True).status("measuring"):
         costs = [(spec, keys, cost.measure(spec, options.size)) for spec, keys in listing.nets()]
-    Console(highlight=False).print(cost.table(costs))
+    Console(highlight=False, width=max(Console().width, 130)).print(cost.table(costs))  # a narrow terminal wraps lines; figures stay whole
     return 0
 
 
@@ -206,7 +207,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         for name, value in found.items():
             print(f"{name:<{width}}  {value:.4f}  recorded {recorded.get(name, float('nan')):.4f}")
     off = [
-        name for name, value in found.items() if name.endswith("accuracy") and abs(value - recorded.get(name, value)) > options.tolerance
+        name
+        for name, value in found.items()
+        if abs(value - recorded.get(name, value)) > options.tolerance * max(1.0, abs(value))  # of errors in large units, a part
     ]
     if off:
         print(f"regraft: {', '.join(off)} differ from the record by more than {options.tolerance}", file=sys.stderr)
@@ -318,6 +321,10 @@ VERBS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] 
         _list,
         [
             (("group",), {"nargs": "?", "help": "a config group: model, dataset, freeze, ..."}),
+            (
+                ("-cd", "--config-dir"),
+                {"metavar": "DIR", "help": "a folder with config groups of your own: its experiments are listed too"},
+            ),
             (("--cost",), {"action": "store_true", "help": "with model: parameters, multiply-adds, memory and speed here of every net"}),
             (("--size",), {"type": int, "default": 224, "metavar": "PX", "help": "side of the pictures that --cost measures with (224)"}),
         ],
@@ -328,7 +335,14 @@ VERBS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] 
         [
             (("run",), {"metavar": "RUN", "help": "a run folder"}),
             (("--json",), {"action": "store_true", "help": "JSON instead of a table"}),
-            (("--tolerance",), {"type": float, "default": 0.005, "help": "difference from the recorded accuracies that passes (0.005)"}),
+            (
+                ("--tolerance",),
+                {
+                    "type": float,
+                    "default": 0.005,
+                    "help": "difference from the recorded metrics that passes; a part of those above 1 (0.005)",
+                },
+            ),
         ],
         "measure a finished run again, from its weights and its data",
     ),

@@ -182,6 +182,10 @@ def _parsed(lines: Iterable[str]) -> list[Override]:
             [override] = parser.parse_overrides([plain])
             if not override.key_or_group:
                 raise HydraException
+            if override.key_or_group in GROUPS and override.key_or_group != "augmentation" and _nested(override):
+                remedy = f"entries are chosen by their names; the keys of one are set by themselves: {override.key_or_group}.NAME.KEY=VALUE"
+                problems.append(Problem(override.key_or_group, plain.partition("=")[2], remedy))
+                continue
             parsed.append(override)
         except HydraException:
             remedy = "not an override; write key=value, in quotes where the value holds spaces, brackets or commas: 'key=\"a b\"'"
@@ -189,6 +193,12 @@ def _parsed(lines: Iterable[str]) -> list[Override]:
     if problems:
         raise UserError(problems)
     return parsed
+
+
+def _nested(override: Override) -> bool:
+    """Whether a list holds something else than names."""
+    value = None if override.is_sweep_override() else override.value()
+    return isinstance(value, list) and not all(isinstance(each, str) for each in value)
 
 
 def _structural(override: Override) -> bool:
@@ -314,6 +324,7 @@ class Plan:
                 self._found[key] = {
                     "name": job.settings.dataset.name,
                     "fingerprint": source.fingerprint(),
+                    "kind": source.kind,
                     "sizes": source.sizes(),
                     "classes": list(source.classes),
                     "skipped": [{"file": problem.key, "problem": problem.remedy} for problem in source.skipped],

@@ -15,18 +15,21 @@ from torch import Tensor
 
 from regraft import freezing
 from regraft.batches import GlobalBatches
+from regraft.computing import autocast, chosen, device_of
 from regraft.ema import EMA
 from regraft.epochs import Best, Epochs
 from regraft.errors import Problem, UserError
 from regraft.feeds import Feed, truth
 from regraft.hardware import Batch as Arithmetic
 from regraft.hardware import Choice
+from regraft.layout import HEAD
 from regraft.progress import Bar
+from regraft.reading import EXTRACT
 from regraft.record import CHECKPOINT, METRICS, Metrics, RunFolder
-from regraft.supply import EXTRACT, Supply, device_of
-from regraft.tasks.module import PhaseModule, Units, frozen
+from regraft.supply import Supply
+from regraft.tasks.module import PhaseModule, frozen
+from regraft.tasks.units import Units
 from regraft.tuning import applied, settle
-from regraft.whitening import fit
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
@@ -56,9 +59,15 @@ class Engine:
         self.settings, self.chain, self.source, self.folder, self.say, self.show = settings, chain, source, folder, say, show
         self.supply = Supply(settings, chain, source, say, show)
         self.samples = self.supply.samples
-        self.batch_steps = GlobalBatches(len(self.samples["train"]), settings.batch, **self.sampling()).steps  # of a whole epoch
+        self.batch_steps = GlobalBatches(
+            len(self.samples["train"]), settings.batch, **self.supply.reading.sampling()
+        ).steps  # of a whole epoch
         self.epochs = settings.trainer.epochs(self.batch_steps)
-        self.phases = settings.freeze.drawn(chain.layout, self.epochs) if self.epochs else []
+        self.phases = self._drawn() if self.epochs else []
+        outputs = len(source.classes)
+        if (metric := settings.monitor.partition("/")[2]) not in ("loss", *settings.task.meters(outputs)):
+            remedy = f"{metric} says nothing of {outputs} classes; {', '.join(settings.task.meters(outputs))} and loss are measured"
+            raise UserError(Problem("trainer.monitor", settings.monitor, remedy))
         boundaries = [chain.stages.index(phase.boundary) for phase in self.phases]
         self.lowest = chain.stages[min(boundaries, default=-1)]  # below it nothing ever changes
         own = {name for name in chain.state_dict() if name.split(".")[0] in ("head", "whitening")}  # a run's, whether they train or not
@@ -84,6 +93,8 @@ class Engine:
             self.settings.schedule.factor(self._steps(number, phase), self.batch_steps)
         if rank == 0:
             Metrics(self.folder / METRICS).start(mine.get("epochs", 0))
+        if mine:
+            self.say(f"goes on after epoch {mine['epochs'] - 1}, from {CHECKPOINT}")
         first_epoch = 0
         for number, phase in enumerate(self.phases):
             here = bool(mine) and number == mine["phase"]
@@ -96,16 +107,35 @@ class Engine:
         self.chain.requires_grad_(False).eval()
         return self.best
 
+    def _drawn(self) -> list[Phase]:
+        """The policy's phases, each from the lowest stage in which anything trains. Raises UserError for one that does not suit the net."""
+        s, most = self.settings, self.settings.trainer.max_steps
+        try:
+            phases = s.freeze.drawn(self.chain.layout, self.epochs)
+        except UserError as error:
+            if most is None:
+                raise
+            made = f"{most} steps are {self.epochs} epochs of {self.batch_steps}"
+            raise UserError(
+                Problem("trainer.max_steps", most, f"{made}: {each.remedy}") if each.key == "trainer.max_epochs" else each
+                for each in error.problems
+            ) from None
+        for phase in phases:
+            if phase.only != "all" and phase.trains != (HEAD,) and freezing.lowest(self.chain, phase) == HEAD:
+                remedy = f"this net has no {phase.only} below its head; freeze=backbone trains the head alone"
+                raise UserError(Problem("freeze", s.freeze.name, remedy))
+        return [freezing.tightened(self.chain, phase) for phase in phases]
+
     @torch.inference_mode()
     def answers(self, split: str) -> Tensor:
         """Logits [n, classes], in float32, for a split's pictures in their order; above the lowest boundary of all phases."""
-        boundary, device = self.lowest, device_of(self.settings)
+        boundary, device = self.lowest, device_of(self.settings.hardware)
         feed = self.supply.feeds(boundary)[split]
         self.chain.to(device).eval()
         found = [torch.empty(0, len(self.source.classes))]
-        chosen = Choice(**self.tuned[-1]["choice"]) if self.tuned else self.settings.hardware.plainest()
-        with _autocast(device, chosen.precision):
-            for batch in feed.in_order(1024 if feed.cached else EXTRACT, 0 if feed.cached else self.settings.hardware.readers()):
+        rows = 1024 if boundary == HEAD else EXTRACT  # features are small, what enters a lower stage is not
+        with autocast(device, chosen(self.settings.hardware, self.tuned)):
+            for batch in feed.in_order(rows if feed.cached else EXTRACT, 0 if feed.cached else self.settings.hardware.readers()):
                 x = batch.x.to(device)
                 if not feed.cached:
                     x = self.chain.prepare(x)
@@ -114,34 +144,23 @@ class Engine:
         return torch.cat(found) if self.units is None else self.units.back(torch.cat(found))
 
     def measured(self, logits: Tensor, truth: Tensor) -> dict[str, float]:
-        """The task's metrics and the loss of a whole split, in double precision: logits [n, k]; truth [n] or [n, k]"""
-        logits, task = logits.double(), self.settings.task
-        units = self.units
+        """The task's metrics and the loss of a whole split, in double precision: logits [n, k], numbers in the data's own units; truth
+        [n] or [n, k]"""
+        logits, task, units = logits.double(), self.settings.task, self.units
         losses = self.loss(units.within(logits), units.within(truth)) if units else self.loss(logits, truth)
         found = {"loss": float(losses.double().mean())}
+        scores, truth = task.judged(units.within(logits) if units else logits, truth, units)
         for name, meter in task.meters(logits.shape[1]).items():
             meter.distributed_available_fn = lambda: False  # this rank has the whole split, and the others are not asked
-            meter.set_dtype(torch.float64).update(logits, truth.long() if task.KIND == "tags" else truth)
+            meter.set_dtype(torch.float64).update(scores, truth)
             found[name] = float(meter.compute())
         return found
 
     def whiten(self) -> None:
-        """Fit what pictures pass through before the net, on train's pictures as they are, where the augmentation asks for it."""
-        wanted = self.settings.augmentation.whiten()
-        if wanted and self.chain.whitening is None:
-            self.chain.whitening = fit(self.supply.train_pictures, wanted.kind, wanted.over, wanted.epsilon, wanted.components)
+        """Put before the net what the augmentation asks for, fitted on train."""
+        if self.settings.augmentation.whiten() and self.chain.whitening is None:
+            self.chain.whitening = self.supply.reading.whitening()
             self.changing |= {name for name in self.chain.state_dict() if name.startswith("whitening.")}
-
-    def sampling(self) -> dict[str, Any]:
-        """How an epoch of training goes through the pictures."""
-        augmentation = self.settings.augmentation
-        views = len(augmentation.symmetries())
-        return {
-            "seed": self.settings.seed,
-            "views": views,
-            "expand": augmentation.views == "expand" and views > 1,
-            "mix": augmentation.mix(),
-        }
 
     def _phase(
         self, number: int, phase: Phase, first_epoch: int, resumed: dict[str, Any] | None, loggers: Sequence[Logger], rank: int
@@ -156,14 +175,17 @@ class Engine:
         if s.hardware.syncs():
             self.chain.backbone = convert_sync_batchnorm(self.chain.backbone)  # timm's: torch's own would drop its fused activations
             self.chain.head = convert_sync_batchnorm(self.chain.head)
+            self.chain.auxiliary = convert_sync_batchnorm(self.chain.auxiliary)  # type: ignore[assignment]
             freezing.gradients(self.chain, phase)
         last = self._last(number)
         batches = {
-            "train": GlobalBatches(len(feeds["train"]), s.batch, rank=rank, first_epoch=first_epoch, last=last, **self.sampling()),
+            "train": GlobalBatches(
+                len(feeds["train"]), s.batch, rank=rank, first_epoch=first_epoch, last=last, **self.supply.reading.sampling()
+            ),
             "val": GlobalBatches(len(feeds["val"]), _forward(s.batch), rank=rank),
         }
         loaders = {split: feeds[split].loader(batches[split], 0 if feeds[split].cached else s.hardware.readers()) for split in batches}
-        choice = self._choice(module, feeds["train"], rank)
+        choice = self._choice(number, module, feeds["train"], rank)
         bar = Bar(s.monitor) if self.show else None
         ema = EMA(s.trainer.ema) if s.trainer.ema is not None else None
         epochs = Epochs(self.folder, s, number, batches["train"], self.best, ema, bar)
@@ -191,20 +213,20 @@ class Engine:
         if trainer.world_size != s.batch.devices:
             raise RuntimeError(f"{s.batch.devices} devices were asked for, {trainer.world_size} took part")
 
-    def _choice(self, module: PhaseModule, feed: Feed, rank: int) -> Choice:
+    def _choice(self, number: int, module: PhaseModule, feed: Feed, rank: int) -> Choice:
         """What a phase is computed in: as the config says, and where that is `auto` what was fastest; it stays with the run."""
         s = self.settings
-        told = next((each for each in self.tuned if each["phase"] == module.phase.name), None)
+        told = next((each for each in self.tuned if each["number"] == number), None)
         if told:
             return Choice(**told["choice"])
         if not s.hardware.measures():
             return s.hardware.plainest()
-        share = next(iter(GlobalBatches(len(feed), s.batch, **self.sampling())))
+        share = next(iter(GlobalBatches(len(feed), s.batch, **self.supply.reading.sampling())))
         batch = feed.batch(share)
-        self.chain.to(device_of(s))
+        self.chain.to(device_of(s.hardware))
         choice, told = settle(s.hardware, module, batch, s.cache.folder(), s.model.deciding())
         if told:
-            self.tuned.append(told)
+            self.tuned.append(told | {"number": number})
             if rank == 0:
                 self.folder.update(tuning=self.tuned)
             self.say(
@@ -260,11 +282,6 @@ class Engine:
 def _forward(batch: Arithmetic) -> Arithmetic:
     """The arithmetic of batches that only run forward: nothing is accumulated."""
     return Arithmetic(batch.micro * batch.devices, batch.devices, batch.micro, 1)
-
-
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    """What Lightning computes in, for passes of our own."""
-    return torch.autocast(device.type, torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "fp32")
 
 
 def quiet() -> None:

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
+from regraft.errors import Problem, UserError
 from regraft.record import CHECKPOINT, METRICS, Metrics, RunFolder
 from regraft.tasks import LOWER
 
@@ -43,15 +44,22 @@ class Epochs(Checkpoint):
         self.metrics = Metrics(folder / METRICS)
         self.waited = 0  # epochs since trainer.monitor was better than `peak`
         self.peak: float | None = None
+        self.lr, self.rate = math.nan, settings.optimizer.lr
         self._saved = time.monotonic()
         self._over = False
         self._bar = bar
 
+    def on_train_batch_start(self, trainer: pl.Trainer, *rest: Any) -> None:
+        self.lr = trainer.optimizers[0].param_groups[-1]["lr"]  # the head's; at the end of an epoch it is the next step's already
+
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:
         epoch = self.first_epoch + trainer.current_epoch
         found = module.results("train") | (module.results("val") if sum(trainer.num_val_batches) else {})
+        if not math.isfinite(found["train/loss"]):  # the same on every rank
+            remedy = f"training has diverged: in epoch {epoch} the loss is no finite number; a lower rate would work, or trainer.clip=1"
+            raise UserError(Problem("optimizer.lr", self.rate, remedy))
         if trainer.is_global_zero:
-            self.metrics.append(module.phase.name, epoch, trainer.global_step, found | {"lr": trainer.optimizers[0].param_groups[-1]["lr"]})
+            self.metrics.append(module.phase.name, epoch, trainer.global_step, found | {"lr": self.lr})
         for logger in trainer.loggers:
             logger.log_metrics({**found, "epoch": float(epoch)}, step=epoch)
         value = found.get(self.monitor, math.nan)  # no val pictures: the last epoch is kept

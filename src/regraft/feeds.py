@@ -71,12 +71,15 @@ class Live(Feed):
         augmentation: AugmentationSpec | None = None,
         seed: int = 0,
         colours: Colours | None = None,
+        crop: float = 1.0,
     ) -> None:
-        """`colours`: the train set's, for an augmentation that needs them."""
+        """`crop`: the part of the side that `how`=crop keeps. `colours`: the train set's, for an augmentation that needs them."""
         super().__init__(samples)
         self.source, self.size, self.how, self.seed = source, size, how, seed
         self.views: list[View] = augmentation.symmetries() if augmentation else [IDENTITY]
-        self.read = round(size * augmentation.margin) if augmentation else size  # px: what a random crop is cut from
+        margin = augmentation.margin if augmentation else 1.0
+        self.read = round(size * margin)  # px: what a random crop is cut from
+        self.crop = crop if margin == 1 else 1.0  # a random crop takes the place of the middle
         self.change = augmentation.transform(size, colours) if augmentation else None
         self.mix = augmentation.mix() if augmentation else None
 
@@ -86,14 +89,15 @@ class Live(Feed):
             return batch
         others = self.tensors(share.partners.picture, share.partners.view, share.epoch)
         x, own = self.mix.apply(batch.x.float() / 255, others.float() / 255, share.partners.plan)
-        return batch._replace(x=x, other=self.truth[share.partners.picture], own=own)
+        done = share._replace(partners=share.partners._replace(plan=None))  # a plan's float64 is nothing for every device
+        return batch._replace(x=x, share=done, other=self.truth[share.partners.picture], own=own)
 
     def tensors(self, picture: Tensor, view: Tensor, epoch: int) -> Tensor:
         return torch.stack([self.picture(*one, epoch) for one in zip(picture.tolist(), view.tolist(), strict=True)])
 
     def picture(self, index: int, view: int, epoch: int) -> Tensor:
         """What an epoch sees of one picture in one view: uint8 [3, size, size]"""
-        picture = torch.from_numpy(fitted(self.source.read(self.samples[index]), self.read, self.how))  # [c, h, w]
+        picture = torch.from_numpy(fitted(self.source.read(self.samples[index]), self.read, self.how, self.crop))  # [c, h, w]
         if self.change:
             picture = self.change(picture, (self.seed, "augment", epoch, index, view))
         return self.views[view](picture)
@@ -132,9 +136,9 @@ def truth(samples: Sequence[Sample]) -> Tensor:
     return torch.tensor([sample.label for sample in samples], dtype=torch.int64)
 
 
-def fitted(picture: np.ndarray, size: int, how: Literal["crop", "squash", "pad"]) -> np.ndarray:
+def fitted(picture: np.ndarray, size: int, how: Literal["crop", "squash", "pad"], crop: float = 1.0) -> np.ndarray:
     """uint8 [h, w, c] -> uint8 [c, size, size]"""
-    return np.ascontiguousarray(fit(picture, size, how).transpose(2, 0, 1))
+    return np.ascontiguousarray(fit(picture, size, how, crop).transpose(2, 0, 1))
 
 
 def _same(batch: Batch) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from regraft.layout import HEAD
@@ -34,11 +35,11 @@ def gradients(chain: Chain, current: Phase) -> None:
 
 def modes(chain: Chain, current: Phase) -> None:
     """Training mode for what trains, eval mode for the rest: a frozen BatchNorm keeps its statistics, a frozen dropout is off."""
-    awake = {id(module) for module in _awake(chain, current)}
+    training = {id(module) for module in awake(chain, current)}
     for stage in chain.stages:
         for _, module in chain.named_modules_of(stage):
             # the attribute itself: module.train() would descend into children that may belong to other stages
-            module.training = id(module) in awake
+            module.training = id(module) in training
 
 
 @contextmanager
@@ -65,12 +66,26 @@ def lone(chain: Chain, rows: int, size: int, idle: bool) -> Iterator[None]:
             norm.training = True
 
 
+def lowest(chain: Chain, current: Phase) -> str:
+    """The lowest stage in which a parameter trains; the head where none does."""
+    return next((chain.stage_of(name) for name, _ in trained(chain, current)), HEAD)
+
+
+def tightened(chain: Chain, current: Phase) -> Phase:
+    """The phase without those stages in which nothing of what it trains is found: what lies below the others runs once."""
+    if current.only == "all":
+        return current
+    held = {chain.stage_of(name) for name, _ in trained(chain, current)} | {HEAD}
+    trains = tuple(stage for stage in current.trains if stage in held)
+    return replace(current, boundary=trains[0], trains=trains, factors=tuple(each for each in current.factors if each[0] in trains))
+
+
 def changing(chain: Chain, phases: Iterable[Phase]) -> set[str]:
     """Names (as in the chain's state dict) of all parameters and buffers that may change in these phases, and of no others."""
     changed: set[int] = set()
     for current in phases:
         changed |= {id(parameter) for _, parameter in trained(chain, current)}
-        changed |= {id(buffer) for module in _awake(chain, current) for buffer in module.buffers(recurse=False)}
+        changed |= {id(buffer) for module in awake(chain, current) for buffer in module.buffers(recurse=False)}
     # the tensors themselves, since one may have several names; a buffer that is not persistent has none, and can't be kept
     return {name for name, tensor in chain.state_dict(keep_vars=True).items() if id(tensor) in changed}
 
@@ -88,7 +103,7 @@ def pull(chain: Chain, current: Phase, start: Mapping[str, Tensor]) -> Tensor | 
     return sum(terms[1:], start=terms[0]) / 2
 
 
-def _awake(chain: Chain, current: Phase) -> Iterator[nn.Module]:
+def awake(chain: Chain, current: Phase) -> Iterator[nn.Module]:
     """The modules in training mode: those whose own parameters train, and in a stage that trains wholly those that have none.
 
     A norm with running statistics is not among them under norm_stats=frozen: it goes by the statistics that it has, and keeps them.

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from regraft import feeds, streams, weights
 from regraft.chain import Chain
+from regraft.computing import autocast, chosen
 from regraft.datasets import pictures
 from regraft.errors import Problem, UserError
 from regraft.feeds import fitted
 from regraft.record import MODEL, RunFolder
 from regraft.settings import Settings, settings
-from regraft.tasks.module import Units
+from regraft.tasks.units import Units
 from regraft.whitening import Whitening
 
 if TYPE_CHECKING:
@@ -43,9 +44,12 @@ def build(s: Settings, classes: Sequence[str]) -> tuple[Chain, weights.Origin]:
         published = weights.read(Path(s.model.weights))
     if published:
         weights.load(backbone.module, s.model.adapt(published, backbone), "model.weights", s.model.weights)
-    elif origin.kind == "run":
-        weights.load(backbone.module, state_of(Run(s.model.weights).chain), "model.weights", s.model.weights)
+    earlier = Run(s.model.weights).chain if origin.kind == "run" else None
+    if earlier:
+        weights.load(backbone.module, state_of(earlier), "model.weights", s.model.weights)
     chain = _graft(backbone, s, classes)
+    if earlier and earlier.whitening and not s.augmentation.whiten():
+        chain.whitening = earlier.whitening  # its stages have learnt on whitened pictures
     if s.head.pretrained:
         classifier = s.model.classifier(published, backbone)
         if classifier is None:
@@ -136,7 +140,8 @@ class Run:
     @torch.inference_mode()
     def scores(self, batch: np.ndarray) -> Tensor:
         """uint8 [b, c, size, size] -> probabilities, or numbers, [b, classes]"""
-        logits = self.chain(self.chain.prepare(torch.from_numpy(batch)))
+        with autocast(torch.device("cpu"), chosen(self.settings.hardware, self.record.get("tuning") or [])):
+            logits = self.chain(self.chain.prepare(torch.from_numpy(batch))).float()
         units = self.record.get("units")
         return self.settings.task.scores(Units(*map(torch.tensor, units)).back(logits) if units else logits)
 
@@ -151,7 +156,7 @@ class Run:
             data = path.read_bytes()
         except OSError as error:
             raise UserError(Problem(str(path), None, f"can't be read ({error.strerror})")) from None
-        return fitted(pictures.decode(data, str(path)), self.settings.size, self.settings.data.fit)
+        return fitted(pictures.decode(data, str(path)), self.settings.size, self.settings.data.fit, self.settings.data.crop)
 
     def _start(self) -> State:
         """The backbone that the run started from: kept on this disk, else built again from the same source or seed, and compared."""

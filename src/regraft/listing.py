@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import resources
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin
 
 import yaml
@@ -32,12 +33,17 @@ def groups() -> Iterator[str]:
     yield "regraft list GROUP shows the keys of its entries."
 
 
-def entries(name: str) -> Iterator[str]:
-    """One group's entries with their keys: the value in its YAML file, and the key's unit or choices. Raises UserError for no group."""
+def entries(name: str, config_dir: str | None = None) -> Iterator[str]:
+    """One group's entries with their keys: the value in its YAML file, and the key's unit or choices. Raises UserError for no group.
+
+    `config_dir`: a folder of the user's own groups, whose experiments are listed too.
+    """
+    name = name.removesuffix(".*")
     if name in FILES_GROUPS:
-        for entry, file in _files(name).items():
-            about = next(line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("# @"))
-            yield f"{name}={entry}  {about.removeprefix('# ')}"
+        own = sorted(Path(config_dir).expanduser().glob(f"{name}/*.yaml")) if config_dir else []
+        for entry, file in [*_files(name).items(), *((file.stem, file) for file in own)]:
+            lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# ") and not line.startswith("# @")]
+            yield f"{name}={entry}  {lines[0].removeprefix('# ') if lines else file}"
         yield f"{name}=NAME  {FILES_ABOUT}"
         return
     if name in SECTIONS:
@@ -62,7 +68,7 @@ def entries(name: str) -> Iterator[str]:
         for key, field in spec.model_fields.items():
             if key != "name":
                 value = values.get(key, None if field.is_required() else field.get_default(call_default_factory=True))
-                yield f"    {name}.{key} = {shown(value)}  {field.description or ''}"
+                yield f"    {name}.{entry + '.' if name == 'logger' else ''}{key} = {shown(value)}  {field.description or ''}"
 
 
 def _files(group: str) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class Huber(LossSpec):
 
     kinds = ("numbers",)
 
-    delta: float = doc("the error at which it becomes straight, in the unit of the numbers", gt=0)
+    delta: float = doc("the error at which it becomes straight, in units of train's deviation", gt=0)
 
     def __call__(self, logits: Tensor, truth: Tensor) -> Tensor:
         """[b, k], [b, k] float -> [b]: the mean over the k numbers"""

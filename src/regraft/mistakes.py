@@ -46,6 +46,9 @@ def hint(config: Plain, key: str) -> str:
     leaves = {dotted.rpartition(".")[2]: dotted for dotted in known}
     own, owners = _fields(config, section), _owners(section)
     entry = f"{section}={config[section].get('name')}" if section in GROUPS and isinstance(config.get(section), dict) else section
+    if section == "logger" and field in owners:
+        keyed = [f"{owner.replace('=', '.')}.{field}" for owner in owners[field]]
+        return f"a logger's keys stand below its name; did you mean {either(keyed)}?"
     if entries := owners.get(field):
         return f"{entry} has no {field}; {_have(entries)}"
     if found := nearest(field, own, 1, at=section):
@@ -106,7 +109,9 @@ def refused(error: Exception, lines: Sequence[str], config_name: str, loader: An
         return Problem(key, given or None, f"{said}{hint}".rstrip() + where), culprit
     key, _, given = culprit.partition("=")
     name = _key(culprit)
-    if name in FILES_GROUPS:
+    if found := re.search(r"Could not override '([^@']+)@(\w+)\.", said):
+        remedy = f"its file must begin with the line '# @package _global_', so that its keys are those of the whole config ({found[1]})"
+    elif name in FILES_GROUPS:
         remedy = _no_choice(name, given, loader)
     elif name in TOP and "@" in key:
         remedy = f"a group has its own place here; write {name}={given}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regraft import whitening
 from regraft.augment import Several
 from regraft.batches import Batch, GlobalBatches, Share
 from regraft.errors import Problem, UserError
-from regraft.feeds import Live
 from regraft.files import whole
 from regraft.hardware import Batch as Arithmetic
+from regraft.reading import Reading
 from regraft.report.words import plain
 from regraft.views import IDENTITY
 
@@ -54,18 +53,12 @@ class Training:
         self.source, samples = source, source.split("train")
         if not samples:
             raise UserError(Problem("dataset", s.dataset.name, "the train split holds no pictures; there is nothing to show"))
-        self.plain = Live(source, samples, s.size, s.data.fit)
-        colours = whitening.colours(self._pictures) if s.augmentation.needs_colours else None
-        self.feed = Live(source, samples, s.size, s.data.fit, s.augmentation, s.seed, colours)
-        wanted = s.augmentation.whiten()
-        self.whitened = whitening.fit(self._pictures, wanted.kind, wanted.over, wanted.epsilon, wanted.components) if wanted else None
+        self.reading = Reading(s, source)
+        self.feed = self.reading.live("train", augmented=True)
+        self.whitened = self.reading.whitening()
         self.views = s.augmentation.symmetries()
-        expand = s.augmentation.views == "expand" and len(self.views) > 1
         one = Arithmetic(s.data.batch_size, 1, s.data.batch_size, 1)  # how a batch is shared out does not change what it holds
-        self.batches = GlobalBatches(len(samples), one, seed=s.seed, views=len(self.views), expand=expand, mix=s.augmentation.mix())
-
-    def _pictures(self) -> Iterable[Tensor]:
-        return (batch.x for batch in self.plain.in_order(READ))
+        self.batches = GlobalBatches(len(samples), one, **self.reading.sampling())
 
     def view(self, index: Sequence[int], view: int) -> Tensor:
         """One view of each of these pictures: uint8 [b, 3, size, size]"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regraft import lr_finder
+from regraft import freezing, lr_finder
 from regraft.batches import GlobalBatches
 from regraft.engine import Engine, quiet
 from regraft.errors import Problem, UserError
@@ -24,15 +24,17 @@ def run(s: Settings, source: Source, picture: Path, steps: int, say: Callable[[s
     if s.batch.devices > 1:
         raise UserError(Problem("hardware.devices", s.batch.devices, "the range test runs on one device: hardware.devices=1"))
     quiet()
+    if unfit := s.fits({"kind": source.kind, "sizes": source.sizes(), "classes": source.classes}):
+        raise UserError(unfit)
     chain, _ = build(s, source.classes)
     engine = Engine(s, chain, source, RunFolder(picture.parent / ".range-test"), say, False)  # the folder is never written
     engine.whiten()
-    if not engine.phases:
+    if not engine.phases or not any(True for _ in freezing.trained(chain, engine.phases[0])):
         raise UserError(Problem("trainer.max_epochs", s.trainer.max_epochs, "nothing trains, and so there is no rate to find"))
     phase = engine.phases[0]
     feed = engine.supply.feeds(phase.boundary, phase)["train"]
-    loader = feed.loader(GlobalBatches(len(feed), s.batch, **engine.sampling()), 0 if feed.cached else s.hardware.readers())
+    loader = feed.loader(GlobalBatches(len(feed), s.batch, **engine.supply.reading.sampling()), 0 if feed.cached else s.hardware.readers())
     trainer = s.hardware.trainer() | {"gradient_clip_val": s.trainer.clip}
-    found = lr_finder.find(engine.module(phase, 0), loader, base=s.optimizer.lr * phase.lr, steps=steps, trainer=trainer)
+    found = lr_finder.find(engine.module(phase, 0), loader, base=s.optimizer.lr, steps=steps, trainer=trainer)
     lr_finder.draw(found, picture)
     return found

@@ -46,6 +46,11 @@ class RunFolder:
         return (self / RECORD).is_file()
 
     @property
+    def barren(self) -> bool:
+        """Whether it holds a run that failed before it learned anything: nothing is lost when another one takes the folder."""
+        return self.record["status"] == "failed" and not any((self / name).exists() for name in (CHECKPOINT, MODEL))
+
+    @property
     def config(self) -> dict[str, Any]:
         """The resolved config. Raises UserError for one that can't be read."""
         return _mapping(self / CONFIG, lambda text: yaml.load(text, _Loader))
@@ -64,7 +69,7 @@ class RunFolder:
 
     def begin(self, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
         """Write config and a record with status `running`. Raises UserError where the folder holds another run."""
-        if self.exists and (held := self.record["run_id"]) != record["run_id"]:
+        if self.exists and (held := self.record["run_id"]) != record["run_id"] and not self.barren:
             remedy = f"the folder holds another run ({held}); name another folder, or remove this one"
             raise UserError(Problem("hydra.run.dir", str(self.path), remedy))
         self.path.mkdir(parents=True, exist_ok=True)

@@ -176,7 +176,11 @@ def _needed(detail: Any) -> str:
             return f"less than {limits['lt']}"
         case "literal_error":
             return str(limits["expected"]).replace("'", "")
-        case "too_short" | "too_long":
-            return f"a list of {limits.get('min_length') or limits.get('max_length')} values"
+        case "too_short":
+            return "at least one value" if limits["min_length"] == 1 else f"a list of {limits['min_length']} values"
+        case "too_long":
+            return f"at most {limits['max_length']} values"
+        case "dict_type":
+            return "a mapping {NAME: VALUE}"
         case _:
             return f"something else ({detail['msg'].lower()})"

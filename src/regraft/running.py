@@ -18,7 +18,6 @@ from regraft.files import whole
 from regraft.graft import build, measure, same_data, state_of
 from regraft.record import MODEL, PREDICTIONS, RunFolder
 from regraft.settings import Settings, settings
-from regraft.tasks import GROUP as TASKS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,7 +41,8 @@ def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
     torch.set_num_threads(s.hardware.computing())
     source = s.dataset.open(s.cache.folder())
     same_data(source, record)
-    _splits(source, s)
+    if unfit := s.fits({"kind": source.kind, "sizes": source.sizes(), "classes": source.classes}):
+        raise UserError(unfit)
     chain, origin = build(s, source.classes)
     before = state_of(chain)
     engine = Engine(s, chain, source, folder, lambda text: say(text) if rank == 0 else None, show and rank == 0)
@@ -106,23 +106,10 @@ def _reported(s: Settings) -> dict[str, Any] | None:
     return {"top5_error": reported[0], "source": reported[1]} if reported else None
 
 
-def _splits(source: Source, s: Settings) -> None:
-    sizes = source.sizes()
-    if not sizes["train"] and s.trainer.max_epochs:
-        raise UserError(Problem("dataset", s.dataset.name, "there is no train picture"))
-    if source.kind != s.task.KIND:
-        fitting = next(name for name, spec in TASKS.builtin.items() if getattr(spec, "KIND", "") == source.kind)
-        raise UserError(Problem("task", s.task.name, f"dataset={s.dataset.name} has {source.kind}; task={fitting} learns them"))
-    if not sizes["val"] and s.trainer.max_epochs and (s.trainer.keep == "best" or s.trainer.patience is not None):
-        remedy = "the set has no val pictures to choose by: give it some, or set trainer.keep=last trainer.patience=null"
-        raise UserError(Problem("trainer.keep", s.trainer.keep, remedy))
-
-
 def _warnings(chain: Chain, phases: list[Phase], s: Settings) -> list[str]:
     """What a user should know of before training. Raises UserError for what `hardware.batchnorm=refuse` refuses."""
     norms = (torch.nn.modules.batchnorm._BatchNorm,)
-    trained = {stage for phase in phases for stage in phase.trains}
-    found = any(isinstance(module, norms) for stage in trained for _, module in chain.named_modules_of(stage))
+    found = any(isinstance(module, norms) for phase in phases for module in freezing.awake(chain, phase))
     if s.batch.devices * s.batch.accumulate == 1 or not found:
         return []
     several = f"{s.batch.devices} devices x {s.batch.accumulate} micro-batches"
@@ -130,11 +117,12 @@ def _warnings(chain: Chain, phases: list[Phase], s: Settings) -> list[str]:
         raise UserError(
             Problem("hardware.batchnorm", "refuse", f"BatchNorm would train over {several}; local or sync, or one device, work")
         )
-    synced = s.hardware.batchnorm == "sync" and s.hardware.accelerator() == "gpu" and s.batch.accumulate == 1
-    if synced:
+    seen = s.batch.micro * (s.batch.devices if s.hardware.syncs() else 1)
+    if seen == s.batch.size:
         return []
     why = ", since SyncBatchNorm needs GPUs" if s.hardware.batchnorm == "sync" and s.hardware.accelerator() != "gpu" else ""
-    return [f"BatchNorm takes its statistics from {s.batch.micro} pictures, not from {s.batch.size} ({several}; local{why})"]
+    kind = "sync" if s.hardware.syncs() else "local"
+    return [f"BatchNorm takes its statistics from {seen} pictures, not from {s.batch.size} ({several}; {kind}{why})"]
 
 
 def _stages(chain: Chain, phase: Phase, s: Settings) -> list[dict[str, Any]]:
@@ -164,15 +152,16 @@ def _measure(engine: Engine, folder: RunFolder) -> dict[str, float]:
         metrics, logits = measure(engine, split)
         found |= metrics
     samples, classes, task = engine.samples["test"], engine.source.classes, engine.settings.task
-    scores = task.scores(logits)
+    scores, told, numbers = task.scores(logits), truth(samples), task.KIND == "numbers"
+    said = pl.List(pl.Float32) if numbers else pl.String
     table = pl.DataFrame(
         {
             "id": [sample.id for sample in samples],
-            "truth": task.truths(truth(samples), classes) if samples else [],
-            "predicted": task.answers(scores, classes),
+            "truth": (told.tolist() if numbers else task.truths(told, classes)) if samples else [],
+            "predicted": scores.tolist() if numbers else task.answers(scores, classes),
             "scores": scores.tolist(),
         },
-        schema={"id": pl.String, "truth": pl.String, "predicted": pl.String, "scores": pl.List(pl.Float32)},
+        schema={"id": pl.String, "truth": said, "predicted": said, "scores": pl.List(pl.Float32)},
     )
     with whole(folder / PREDICTIONS) as part:
         table.write_parquet(part)

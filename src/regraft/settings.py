@@ -24,6 +24,7 @@ class DataSpec(Spec):
     batch_size: int = doc("pictures of a global batch, whatever the number of devices", ge=1)
     size: Annotated[int, Field(ge=1)] | Literal["auto"] = doc("side of the square pictures that the net sees, px; auto: the dataset's own")
     fit: Literal["crop", "squash", "pad"] = doc("how a picture becomes square: crop its middle, squash it, pad it with white")
+    crop: float = doc("with fit=crop: the part of the shorter side that is kept, 0..1; 0.875 is 224 px out of 256", gt=0, le=1)
 
 
 class TrainerSpec(Spec):
@@ -37,6 +38,11 @@ class TrainerSpec(Spec):
     clip: float | None = doc("gradients are scaled down to this norm (Pascanu et al. 2013); null: never", gt=0)
     ema: float | None = doc("decay of an average of the weights, which is what is measured and kept; null: none", gt=0, lt=1)
     checkpoint_seconds: float = doc("least seconds between two checkpoints; 0: one after each epoch", ge=0, decides=False)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is any training."""
+        return self.max_steps is not None or self.max_epochs > 0
 
     def epochs(self, steps: int) -> int:
         """Epochs over all phases, the last of them perhaps a shorter one; `steps`: optimizer steps of a whole epoch."""
@@ -126,6 +132,23 @@ class Settings:
             elif value is not None:
                 yield key, value
 
+    def fits(self, data: Mapping[str, Any]) -> list[Problem]:
+        """What is wrong between these settings and a set of this `kind`, these `sizes` and `classes`."""
+        found, sizes = [], data["sizes"]
+        if data["kind"] != self.task.KIND:
+            fitting = [name for name, spec in tasks.GROUP.builtin.items() if getattr(spec, "KIND", "") == data["kind"]]
+            found.append(Problem("task", self.task.name, f"dataset={self.dataset.name} has {data['kind']}; task={fitting[0]} learns them"))
+        if self.trainer.trains and not sizes["train"]:
+            found.append(Problem("dataset", self.dataset.name, "there is no train picture"))
+        if self.trainer.trains and not sizes["val"] and (self.trainer.keep == "best" or self.trainer.patience is not None):
+            remedy = "the set has no val pictures to choose by: give it some, or set trainer.keep=last trainer.patience=null"
+            found.append(Problem("trainer.keep", self.trainer.keep, remedy))
+        weighted = getattr(self.loss, "class_weights", None)
+        if isinstance(weighted, list) and len(weighted) != len(data["classes"]):
+            remedy = f"the set has {len(data['classes'])} classes; give a weight for each, in their order, or balanced"
+            found.append(Problem("loss.class_weights", weighted, remedy))
+        return found
+
     def run_id(self, data: str, weights: str) -> str:
         """The hash of what decides the result: the settings, the data's fingerprint and the identity of the weights."""
         deciding: dict[str, Any] = {key: spec.deciding() for key, spec in self.specs() if key.split(".")[0] not in UNDECIDING}
@@ -204,6 +227,9 @@ def _collect(problems: list[Problem], make: Callable[..., Any], *arguments: Any)
 
 def _epochs(whole: Settings) -> None:
     epochs = whole.trainer.max_epochs
+    if not epochs and whole.trainer.max_steps is not None:
+        remedy = "trainer.max_epochs=0 means no training; leave one of them out"
+        raise UserError(Problem("trainer.max_steps", whole.trainer.max_steps, remedy))
     if whole.trainer.max_steps is None and epochs and (problem := whole.freeze.epochs_problem(epochs)):
         raise UserError(problem)
 

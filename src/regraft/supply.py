@@ -15,11 +15,12 @@ from torch import Tensor
 
 from regraft import freezing, weights
 from regraft.cache import NoRoom, Rows, Store, stored
+from regraft.computing import device_of
 from regraft.errors import Problem, UserError
 from regraft.feeds import Cached, Feed, Live
+from regraft.reading import EXTRACT, Reading
 from regraft.tasks.module import frozen
 from regraft.views import IDENTITY, View
-from regraft.whitening import Colours, colours
 
 if TYPE_CHECKING:
     from regraft.chain import Chain
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from regraft.settings import Settings
 
 FORMAT = 1  # of stored activations: raised when the same description would give other rows
-EXTRACT = 64  # pictures of a batch that only runs forward
 
 
 class Supply:
@@ -36,14 +36,14 @@ class Supply:
 
     def __init__(self, settings: Settings, chain: Chain, source: Source, say: Callable[[str], None], show: bool) -> None:
         self.settings, self.chain, self.source, self.say, self.show = settings, chain, source, say, show
-        self.samples = {split: source.split(split) for split in ("train", "val", "test")}
+        self.reading = Reading(settings, source)
+        self.samples = self.reading.samples
         self.dtype: torch.dtype = getattr(torch, settings.cache.dtype)
         self.notes: list[dict[str, Any]] = []  # what was cached, what was not, and why
         self.seconds = 0.0  # that the frozen part took
         self._full = ""  # why nothing more is stored
         self._stores: dict[tuple[str, View], Store] = {}
         self._rows: dict[tuple[str, str, View], Rows] = {}
-        self._measured: Colours | None = None
 
     def feeds(self, boundary: str, phase: Phase | None = None, earlier: Sequence[Phase] = ()) -> dict[str, Feed]:
         """Every split's tensors at a boundary: rows of the cache where it can be cached, else pictures read live.
@@ -63,14 +63,14 @@ class Supply:
                 found: dict[str, Feed] = {split: self._cached(split, boundary, augmented) for split in splits}
                 if random:
                     self._note(boundary=boundary, split="train", mode="live", why=random)
-                return found | ({"train": self._live("train", augmented)} if random else {})
+                return found | ({"train": self.reading.live("train", augmented)} if random else {})
             except NoRoom as error:
                 hindrance = self._full = str(error)
                 if s.cache.mode == "require":
                     raise UserError(Problem("cache.mode", "require", f"{hindrance}; cache.mode=auto trains such a phase live")) from None
         if phase:
             self._note(boundary=boundary, phase=phase.name, mode="live", why=hindrance)
-        return {split: self._live(split, augmented) for split in self.samples}
+        return {split: self.reading.live(split, augmented) for split in self.samples}
 
     def _room(self, boundary: str, splits: Sequence[str], augmented: bool) -> None:
         """Raises NoRoom where the rows that are missing would not fit `cache.max_gb`, beside all that is stored already."""
@@ -94,23 +94,6 @@ class Supply:
         known = ((view, self._rows.get((boundary, split, view))) for view in self._views(split, augmented))
         return Cached([rows or self.rows(boundary, split, samples, view) for view, rows in known], samples)
 
-    def _live(self, split: str, augmented: bool) -> Live:
-        s = self.settings
-        augmentation = s.augmentation if augmented and split == "train" else None
-        return Live(self.source, self.samples[split], s.size, s.data.fit, augmentation, s.seed, self._colours() if augmentation else None)
-
-    def _colours(self) -> Colours | None:
-        """Train's colours, where the augmentation needs them; measured once."""
-        if self.settings.augmentation.needs_colours and self._measured is None:
-            self._measured = colours(self.train_pictures)
-        return self._measured
-
-    def train_pictures(self) -> Iterable[Tensor]:
-        """Train's pictures as they are, in batches: uint8 [b, 3, size, size]"""
-        s = self.settings
-        feed = Live(self.source, self.samples["train"], s.size, s.data.fit)
-        return (batch.x for batch in feed.in_order(EXTRACT, s.hardware.readers()))
-
     def _hindrance(self, boundary: str, earlier: Sequence[Phase]) -> str | None:
         """Why what enters this boundary can't be cached; None: it can."""
         if boundary == self.chain.stages[0]:
@@ -121,12 +104,12 @@ class Supply:
 
     def rows(self, boundary: str, split: str, samples: Sequence[Sample], view: View) -> Rows:
         """What enters `boundary` for each of these pictures in one view; computed for those that the store lacks."""
-        s, device = self.settings, device_of(self.settings)
+        s, device = self.settings, device_of(self.settings.hardware)
         store = self._store(boundary, view)
         self.chain.to(device).requires_grad_(False).eval()
 
         def compute(missing: list[int]) -> Iterable[Tensor]:
-            live = _Viewed(self.source, [samples[position] for position in missing], s.size, s.data.fit, view)
+            live = _Viewed(self.source, [samples[position] for position in missing], s.size, s.data.fit, s.data.crop, view)
             with torch.inference_mode():
                 batches = live.in_order(EXTRACT, s.hardware.readers())
                 total = -(-len(missing) // EXTRACT)
@@ -167,6 +150,7 @@ class Supply:
             "transform": {
                 "size": s.size,
                 "fit": s.data.fit,
+                **({"crop": s.data.crop} if s.data.fit == "crop" and s.data.crop < 1 else {}),
                 "mean": self.chain.mean.flatten().tolist(),
                 "std": self.chain.std.flatten().tolist(),
             },
@@ -187,12 +171,6 @@ class Supply:
 class _Viewed(Live):
     """Pictures in one view, whatever the share says."""
 
-    def __init__(self, source: Source, samples: Sequence[Sample], size: int, how: Any, view: View) -> None:
-        super().__init__(source, samples, size, how)
+    def __init__(self, source: Source, samples: Sequence[Sample], size: int, how: Any, crop: float, view: View) -> None:
+        super().__init__(source, samples, size, how, crop=crop)
         self.views = [view]
-
-
-def device_of(settings: Settings) -> torch.device:
-    """What this rank computes on."""
-    kind = settings.hardware.accelerator()
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if kind == "gpu" else torch.device(kind)

@@ -50,8 +50,8 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
         s = job.settings
         try:
             data = opened.data(job)
-            if unfit := s.head.unfit(data["classes"]):
-                raise UserError(problem._replace(key=f"head.{problem.key}") for problem in unfit)
+            if unfit := [*s.fits(data), *(problem._replace(key=f"head.{problem.key}") for problem in s.head.unfit(data["classes"]))]:
+                raise UserError(unfit)
             run_id = s.run_id(data["fingerprint"], s.origin.identity)
             folder = RunFolder(job.folder(run_id))
         except UserError as error:
@@ -63,7 +63,7 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
         if not folder.exists and folder.path.is_dir() and any(not path.name.startswith(".") for path in folder.path.iterdir()):
             remedy = "the folder holds something else, and no run; name another folder"
             problems[Problem("hydra.run.dir" if job.single else "hydra.sweep.dir", str(folder.path), remedy)] = None
-        if folder.exists and (held := folder.record["run_id"]) != run_id:
+        if folder.exists and (held := folder.record["run_id"]) != run_id and not folder.barren:
             key = "hydra.run.dir" if job.single else "hydra.sweep.dir"
             remedy = f"the folder holds another run ({held}, not {run_id}); name another folder, or remove this one"
             problems[Problem(key, str(folder.path), remedy)] = None
@@ -146,7 +146,9 @@ def succeeded(folder: RunFolder) -> None:
 
 def _outcome(record: dict[str, Any]) -> str:
     if record["status"] == "failed":
-        return f"failed: {record['error']['kind']}: {record['error']['message']}"
+        kind = "" if record["error"]["kind"] == "UserError" else f"{record['error']['kind']}: "
+        return f"failed: {kind}{record['error']['message']}"
     metrics, seconds = record["metrics"], record["times"]["total"]
-    figures = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("val/accuracy", "test/accuracy") if name in metrics)
+    first = record.get("metric", "accuracy")
+    figures = ", ".join(f"{name} {metrics[name]:.3f}" for name in (f"val/{first}", f"test/{first}") if name in metrics)
     return f"done in {seconds:.1f} s: {figures}"

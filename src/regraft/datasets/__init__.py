@@ -268,9 +268,14 @@ class Csv(_Splitting):
     label: str | None = doc("column of the classes (null: the one called label, where neither labels nor targets is given)")
     labels: list[str] | str | None = doc("many labels: a list of columns of 0 and 1, or one column of tags (null: none)")
     separator: str = doc("between the tags of a `labels` column", min_length=1)
-    targets: list[str] | None = doc("columns of numbers to predict (null: none)", min_length=1)
+    targets: list[str] | str | None = doc("a column of numbers to predict, or several (null: none)", min_length=1)
     split: str | None = doc("column of the splits: train, val (valid, validation), test (null: all are made)")
     group: str | None = doc("column of groups: pictures of one group never cross a split that is made (null: none)")
+
+    @property
+    def numbers(self) -> list[str] | None:
+        """The columns of the numbers that are learnt; None: none are."""
+        return [self.targets] if isinstance(self.targets, str) else self.targets
 
     @property
     def column(self) -> str | None:

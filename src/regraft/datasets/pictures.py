@@ -65,11 +65,11 @@ def probe(data: bytes, name: str) -> tuple[int, int]:
     return height, width
 
 
-def fit(picture: np.ndarray, size: int, how: Literal["crop", "squash", "pad"]) -> np.ndarray:
+def fit(picture: np.ndarray, size: int, how: Literal["crop", "squash", "pad"], crop: float = 1.0) -> np.ndarray:
     """uint8 [h, w, 3] -> [size, size, 3], bicubic and antialiased.
 
-    crop: the shorter side becomes `size`, then the centre is cut out; squash: both sides become `size`; pad: the longer side becomes
-    `size`, centred on white.
+    crop: the shorter side becomes `size` / `crop`, then the centre is cut out; squash: both sides become `size`; pad: the longer side
+    becomes `size`, centred on white.
     """
     if how == "squash":
         return np.array(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
@@ -77,7 +77,8 @@ def fit(picture: np.ndarray, size: int, how: Literal["crop", "squash", "pad"]) -
         picture = _middle(picture)
     height, width = picture.shape[:2]
     side = min(width, height) if how == "crop" else max(width, height)
-    wide, high = (max(1, round(length * size / side)) for length in (width, height))
+    part = crop if how == "crop" else 1.0
+    wide, high = (max(1, round(length * size / part / side)) for length in (width, height))
     whole = Image.fromarray(picture).resize((wide, high), Image.Resampling.BICUBIC)
     # For both: pasting at a negative offset cuts the centre out. int() rounds toward zero, so an odd pixel is at the right and below.
     square = Image.new("RGB", (size, size), WHITE)

@@ -93,7 +93,7 @@ def _read(spec: Csv, path: Path) -> list[Line]:
     wanted = [
         *(("file", spec.file), ("label", spec.column), ("split", spec.split), ("group", spec.group)),
         *(("labels", name) for name in ([spec.labels] if isinstance(spec.labels, str) else spec.labels or ())),
-        *(("targets", name) for name in spec.targets or ()),
+        *(("targets", name) for name in spec.numbers or ()),
     ]
     needed = [(key, name) for key, name in wanted if name is not None]
     # The delimiter is the one that finds the columns; where several do, or none, the first.
@@ -179,8 +179,8 @@ def _learnt(
             raise UserError(Problem("dataset.label", spec.column, f"holds one class only, {either(classes)}; at least two are needed"))
         label_of = {name: label for label, name in enumerate(classes)}
         return "class", classes, [label_of.get(word) for word in words], None
-    if spec.targets is not None:
-        return "numbers", list(spec.targets), [0] * len(lines), [_numbers(line, spec.targets, mistakes) for line in lines]
+    if spec.numbers is not None:
+        return "numbers", list(spec.numbers), [0] * len(lines), [_numbers(line, spec.numbers, mistakes) for line in lines]
     if isinstance(spec.labels, str):
         tags = [[word.strip() for word in line.cells[spec.labels].split(spec.separator) if word.strip()] for line in lines]
         classes = _choose(spec, in_order({tag for each in tags for tag in each}))

@@ -50,12 +50,21 @@ def sweep(folders: Sequence[RunFolder], axes: Sequence[str]) -> RenderableType:
     """One row for each run, in the order given: the swept keys' values and what came out. The best is chosen, and marked, on val."""
     runs = [Run.read(folder) for folder in folders]
     lower = any(words.metric(run.record) in LOWER for run in runs)
-    best = (min if lower else max)((run.val for run in runs if words.known(run.val)), default=None)
+    choice = not axes or bool(set(axes) - {"dataset.fold", "seed"})
+    best = (min if lower else max)((run.val for run in runs if words.known(run.val)), default=None) if choice else None
     ties = sum(run.val == best for run in runs) if best is not None else 0
-    troubles = [(run.status, f"{run.swept(axes)}: {run.trouble}") for run in runs if run.trouble]
+    alike: dict[tuple[str, str], list[str]] = {}  # one cause is told once, however many runs it stopped
+    for run in runs:
+        if run.trouble:
+            alike.setdefault((run.status, run.trouble), []).append(run.swept(axes))
+    troubles = [
+        (status, f"{who[0]}{f' and {len(who) - 1} more' if len(who) > 1 else ''}: {trouble}") for (status, trouble), who in alike.items()
+    ]
     shown = words.Fitting(_runs(runs, axes, best), words.listing([(run.status, run.line(axes, best)) for run in runs]))
     folds = _folds(runs, axes)
-    return Constrain(Group(shown, Text(_choice(ties)), *(words.listing(each) for each in (folds, troubles) if each)), words.WIDTH)
+    return Constrain(
+        Group(shown, Text(_choice(ties, choice, lower)), *(words.listing(each) for each in (folds, troubles) if each)), words.WIDTH
+    )
 
 
 # Before training
@@ -161,7 +170,10 @@ def _frozen(record: Mapping[str, Any]) -> list[str]:
     for phase in phases:
         name = f"{phase.get('name', words.DASH)}: " if len(phases) > 1 else ""
         rows = phase.get("stages")
-        if rows:
+        if rows and any(row.get("training", row["parameters"]) < row["parameters"] for row in rows if row.get("trains")):
+            count = sum(row.get("training", 0) for row in rows)
+            told.append(f"{name}all but {count:,} of {_parameters(rows):,} parameters")
+        elif rows:
             told.append(name + _stretch([row for row in rows if not row.get("trains")]))
         elif "boundary" in phase:
             told.append(f"{name}what lies below {phase['boundary']}")
@@ -302,7 +314,9 @@ def _runs(runs: Sequence[Run], axes: Sequence[str], best: float | None) -> Table
     table.add_column("")
     for axis in axes:
         table.add_column(Text(words.plain(axis, 40)))
-    for name in ("val", "95%", "test", "95%", "seconds"):
+    first = next((words.metric(run.record) for run in runs), "accuracy")
+    what = "" if first == "accuracy" else f" {first}"
+    for name in (f"val{what}", "95%", f"test{what}", "95%", "seconds"):
         table.add_column(name, justify="right")
     table.add_column("status")
     for run in runs:
@@ -320,13 +334,20 @@ def _folds(runs: Sequence[Run], axes: Sequence[str]) -> list[tuple[str, str]]:
     told: list[tuple[str, str]] = []
     settings: dict[str, list[Run]] = {}
     for run in runs:
-        if words.known(words.at(run.config, "dataset.folds")) and words.metric(run.record) == "accuracy":
+        if words.known(words.at(run.config, "dataset.folds")):
             settings.setdefault(run.swept(others) if others else "", []).append(run)
     for name, group in settings.items():
         done = {words.at(run.config, "dataset.fold"): run.record for run in group if run.status == "done"}
         if len(done) != words.at(group[0].config, "dataset.folds") or len(group) != len(done):
             continue  # a fold is missing, or several seeds share it: these pictures would count twice
-        n = sum(words.at(record, "data.sizes.test") or 0 for record in done.values())
+        n, metric = sum(words.at(record, "data.sizes.test") or 0 for record in done.values()), words.metric(group[0].record)
+        if metric != "accuracy":
+            values = [words.at(record, f"metrics.test/{metric}") for record in done.values()]
+            if all(map(words.known, values)):
+                told.append(
+                    (f"{len(done)} folds", f"{name}{': ' if name else ''}{metric} {sum(values) / len(values):.3f}, the mean of the folds")
+                )
+            continue
         right = sum(round(words.at(record, "metrics.test/accuracy") * words.at(record, "data.sizes.test")) for record in done.values())
         low, high = wilson(right, n)
         told.append(
@@ -335,11 +356,13 @@ def _folds(runs: Sequence[Run], axes: Sequence[str]) -> list[tuple[str, str]]:
     return told
 
 
-def _choice(best: int) -> str:
+def _choice(best: int, choice: bool, lower: bool) -> str:
+    if not choice:
+        return "Folds and seeds are no choice: none is marked."
     if not best:
         return "No run has a figure on val, so none is marked."
     ties = f" ({best} runs tie)" if best > 1 else ""
-    return f"* best on val{ties}. The choice was made on val, not on test."
+    return f"* best on val{', where less is better' if lower else ''}{ties}. The choice was made on val, not on test."
 
 
 def _value(value: Any) -> str:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torchmetrics import Metric
 
+    from regraft.tasks.units import Units
+
 LOWER = ("loss", "calibration_error", "mae", "rmse")  # of these metrics less is better; all others grow
 
 
@@ -20,8 +22,12 @@ class TaskSpec(Named):
     METRICS: ClassVar[tuple[str, ...]]  # the first is what an epoch is judged by, unless trainer.monitor says otherwise
 
     def meters(self, outputs: int) -> dict[str, Metric]:
-        """A torchmetrics metric for each of `METRICS` that means something here; each takes (scores, truth)."""
+        """A torchmetrics metric for each of `METRICS` that means something here; each takes what `judged` gives, of no rows too."""
         raise NotImplementedError
+
+    def judged(self, logits: Tensor, truth: Tensor, units: Units | None) -> tuple[Tensor, Tensor]:
+        """[n, outputs] in `units`, [n] or [n, outputs] as the data has it -> scores and truth to be compared"""
+        return self.scores(logits), truth
 
     def scores(self, logits: Tensor) -> Tensor:
         """[n, outputs] -> what is told to users: probabilities, or numbers"""
@@ -76,12 +82,22 @@ class Tag(TaskSpec):
 
         from regraft.tasks.metrics import MeanAveragePrecision, MeanTagAUROC
 
+        if outputs == 1:
+            return {
+                "map": of.BinaryAveragePrecision(),
+                "accuracy": of.BinaryAccuracy(),
+                "macro_f1": of.BinaryF1Score(),
+                "auroc": of.BinaryAUROC(),
+            }
         return {
             "map": MeanAveragePrecision(outputs),
             "accuracy": of.MultilabelAccuracy(outputs, average="micro"),
             "macro_f1": of.MultilabelF1Score(outputs, average="macro"),
             "auroc": MeanTagAUROC(outputs),
         }
+
+    def judged(self, logits: Tensor, truth: Tensor, units: Units | None) -> tuple[Tensor, Tensor]:
+        return self.scores(logits), truth.long()
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
@@ -94,7 +110,7 @@ class Tag(TaskSpec):
 
 
 class Regress(TaskSpec):
-    """Numbers for each picture: mean absolute error, root mean squared error, R2; learnt in units of train's deviation."""
+    """Numbers for each picture: mean absolute error, root mean squared error, R2; errors of several together are in train's deviations."""
 
     KIND = "numbers"
     METRICS = ("mae", "rmse", "r2")
@@ -102,7 +118,13 @@ class Regress(TaskSpec):
     def meters(self, outputs: int) -> dict[str, Metric]:
         import torchmetrics as of
 
-        return {"mae": of.MeanAbsoluteError(), "rmse": of.MeanSquaredError(squared=False), "r2": of.R2Score()}
+        from regraft.tasks.metrics import R2
+
+        return {"mae": of.MeanAbsoluteError(), "rmse": of.MeanSquaredError(squared=False), "r2": R2()}
+
+    def judged(self, logits: Tensor, truth: Tensor, units: Units | None) -> tuple[Tensor, Tensor]:
+        assert units is not None, "numbers are learnt in units"
+        return (units.back(logits), truth) if truth.shape[-1] == 1 else (logits, units.within(truth))  # one has units to be told in
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits

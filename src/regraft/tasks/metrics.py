@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import R2Score
 from torchmetrics.classification import MulticlassAUROC, MultilabelAUROC, MultilabelAveragePrecision
 from torchmetrics.utilities.data import dim_zero_cat
 
@@ -42,3 +43,10 @@ class MeanAveragePrecision(_OfThoseThere, MultilabelAveragePrecision):  # type: 
     def __init__(self, outputs: int) -> None:
         super().__init__(outputs, average="none")
         self.num_outputs = outputs
+
+
+class R2(R2Score):
+    """The mean over the outputs; NaN for fewer than two pictures, which have no variance."""
+
+    def compute(self) -> Tensor:
+        return super().compute() if self.total >= 2 else torch.tensor(torch.nan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -22,25 +22,7 @@ if TYPE_CHECKING:
     from regraft.optim import OptimizerSpec
     from regraft.schedules import Schedule
     from regraft.tasks import TaskSpec
-
-
-class Units(NamedTuple):
-    """The mean and deviation of train's numbers: a net learns in these units, whatever the data's own are."""
-
-    mean: Tensor  # [k]
-    deviation: Tensor  # [k]
-
-    @classmethod
-    def of(cls, truth: Tensor) -> Units:
-        """[n, k]; a column that never changes keeps its scale"""
-        deviation = truth.double().std(0, correction=0)
-        return cls(truth.double().mean(0).float(), torch.where(deviation > 0, deviation, torch.ones_like(deviation)).float())
-
-    def within(self, truth: Tensor) -> Tensor:
-        return (truth - self.mean.to(truth)) / self.deviation.to(truth)
-
-    def back(self, logits: Tensor) -> Tensor:
-        return logits * self.deviation.to(logits) + self.mean.to(logits)
+    from regraft.tasks.units import Units
 
 
 class PhaseModule(pl.LightningModule):
@@ -106,6 +88,9 @@ class PhaseModule(pl.LightningModule):
             x = frozen(self.chain, x, boundary, self._frozen_dtype)
         return self.chain(x.float(), start=boundary)  # autocast decides what it is computed in
 
+    def on_fit_start(self) -> None:
+        self._start = {name: tensor.to(self.device) for name, tensor in self._start.items()}
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         share = batch.share
         streams.place(self.chain, (self._seed, "dropout", share.epoch, share.step), share.size, share.row)
@@ -142,12 +127,12 @@ class PhaseModule(pl.LightningModule):
         real = batch.share.weight.to(logits.device) > 0
         if real.any():
             self.measures[f"{split}/loss"].update(losses[real].detach())
-            told = logits[real].detach().float()
-            told = self._units.back(told) if self._units else told
-            truth = batch.y[real].long() if self.task.KIND == "tags" else batch.y[real]
-            for name, measure in self.measures.items():
-                if name.startswith(f"{split}/") and not name.endswith("/loss"):
-                    measure.update(told, truth)
+        scores, truth = self.task.judged(logits[real].detach().float(), _heavier(batch)[real], self._units)
+        for name, measure in self.measures.items():
+            # what keeps lists is gathered from every rank: one without rows takes part with none of them
+            listed = any(isinstance(state, list) for state in measure.metric_state.values())
+            if name.startswith(f"{split}/") and not name.endswith("/loss") and (listed or real.any()):
+                measure.update(scores, truth)
         return losses.sum()
 
     def results(self, split: str) -> dict[str, float]:
@@ -182,3 +167,11 @@ def frozen(chain: Chain, x: Tensor, boundary: str, dtype: torch.dtype) -> Tensor
     """Prepared pictures -> what enters the boundary, in `dtype`; the same whether it is stored or used at once."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         return chain(x, stop=boundary).to(dtype)
+
+
+def _heavier(batch: Batch) -> Tensor:
+    """The truth of each row; of a mixed one that of the picture it has more of."""
+    if batch.other is None or batch.own is None:
+        return batch.y
+    own = batch.own >= 0.5
+    return torch.where(own if batch.y.ndim == 1 else own[:, None], batch.y, batch.other)
