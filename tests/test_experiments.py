@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import polars as pl
 import pytest
+import yaml
+from omegaconf import OmegaConf
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
-from regraft import config, running, sweep
+from regraft import config, running, sweep, weights
 from regraft.graft import Run
+from regraft.record import MODEL, Metrics
 from regraft.report.tables import sweep as table
 
-EXPERIMENTS = sorted(path.stem for path in (Path(__file__).parents[1] / "conf" / "experiment").glob("*.yaml"))
+FILES = Path(__file__).parents[1] / "conf" / "experiment"
+EXPERIMENTS = sorted(path.stem for path in FILES.glob("*.yaml"))
 SHORT = ["plots=false", "hardware.workers=0", "trainer.max_epochs=1", "trainer.patience=null", "data.batch_size=16"]
 OWN = {  # what makes each of them short
     "augmentations": ["data.size=32", "dataset.per_class=1"],
@@ -25,6 +30,20 @@ OWN = {  # what makes each of them short
     "from_scratch": ["dataset.per_class=1", 'dataset.classes=["bird","bug"]', "model=convnet,resnet"],
     "only_cats_and_dogs": ["trainer.max_epochs=0", "data.size=64"],
     "whitening": ["dataset.per_class=4"],
+}
+PROBE, LITE = ["head"], ["stem", *(f"blocks.{number}" for number in range(7)), "conv_head", "head"]
+RESNET = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
+CONVNET = ["conv1", "conv2", "conv3", "conv4", "fc", "head"]
+# side (px), points of the sweep, train, val and test pictures at both its ends, and what each phase trains at both its ends
+EXPECTED = {
+    "augmentations": (32, 10, [(19, 208, 210)] * 2, [PROBE], [PROBE]),
+    "cats_and_dogs": (32, 5, [(14, 8, 8), (18, 8, 4)], [PROBE], [PROBE]),
+    "depth_dropout_devices": (32, 4, [(20, 269, 269)] * 2, [RESNET], [RESNET]),
+    "few_pictures": (32, 15, [(19, 208, 210), (343, 208, 210)], [PROBE], [PROBE]),
+    "freeze_policies": (32, 2, [(19, 208, 210)] * 2, [PROBE, LITE], [LITE]),
+    "from_scratch": (64, 2, [(2, 20, 20)] * 2, [CONVNET], [RESNET]),
+    "only_cats_and_dogs": (64, 5, [(14, 8, 8), (18, 8, 4)], [], []),
+    "whitening": (16, 4, [(40, 269, 269)] * 2, [CONVNET], [CONVNET]),
 }
 
 
@@ -38,6 +57,7 @@ def executed(jobs, folder):
 def test_all_are_found():
     assert len(EXPERIMENTS) >= 9
     assert {*OWN, "imagenet"} == set(EXPERIMENTS)
+    assert EXPECTED.keys() == OWN.keys()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -51,11 +71,44 @@ def test_it_composes_as_it_stands(name, tmp_path):
 
 @pytest.mark.parametrize("name", OWN)
 def test_it_trains_one_short_step(name, tmp_path):
+    """Both ends of the sweep: the swept keys have the file's values, and the run has the stages, sizes and epochs that they mean."""
     words = [f"experiment={name}", *SHORT, *OWN[name], f"hydra.sweep.dir={tmp_path}"]
     jobs = config.Composer().jobs(words, multirun=False)
-    for run in executed([jobs[0], jobs[-1]], tmp_path):
-        assert 0 <= run.metrics["test/accuracy"] <= 1
-        assert run.record["status"] == "done"
+    side, points, pictures, *trains = EXPECTED[name]
+    assert len(jobs) == points
+    for end, run in zip((0, -1), executed([jobs[0], jobs[-1]], tmp_path), strict=True):
+        for key, values in swept(name).items():
+            assert at(run.folder.config, key) == values[end], key
+        assert run.record["resolved"]["size"] == side
+        assert tuple(run.record["data"]["sizes"].values()) == pictures[end]
+        assert [phase["trains"] for phase in run.record["phases"]] == trains[end]
+        epochs = [row["epoch"] for row in Metrics(run.folder / "metrics.csv").rows() if row["metric"] == "train/loss"]
+        assert len(epochs) == sum(phase["epochs"] for phase in run.record["phases"])
+        changed = {run.chain.stage_of(tensor) for tensor in weights.read(run.folder / MODEL) if not tensor.startswith("whitening.")}
+        # the head is saved with the run, whether it trains or not
+        assert changed | {"head"} == {stage for phase in trains[end] for stage in phase} | {"head"}
+        told = pl.read_parquet(run.folder / "predictions.parquet")
+        assert run.metrics["test/accuracy"] == pytest.approx((told["truth"] == told["predicted"]).mean())
+        assert len(told) == pictures[end][2]
+
+
+def swept(name: str) -> dict[str, list[object]]:
+    """The values of each swept key: the file's own, or those that `OWN` gives in their place."""
+    axes = OmegaConf.to_container(OmegaConf.load(FILES / f"{name}.yaml"))["hydra"]["sweeper"]["params"]
+    given = dict(word.split("=", 1) for word in OWN[name])
+    found = {}
+    for key, values in axes.items():
+        values = str(given.get(key, values))
+        counted = re.fullmatch(r"range\((\d+)\)", values)
+        found[key] = list(range(int(counted[1]))) if counted else [yaml.safe_load(each) for each in values.split(",")]
+    return found
+
+
+def at(config: dict, key: str) -> object:
+    """The value of a key; of a group its entry's name."""
+    for word in key.split("."):
+        config = config[word]
+    return config["name"] if isinstance(config, dict) else config
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,21 @@ def test_crop_is_resize_of_the_shorter_side_then_the_centre() -> None:
         assert np.array_equal(fit(picture, 32, "crop"), whole[top : top + 32, left : left + 32]), (height, width)
 
 
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96), (100, 64)])
+def test_a_part_of_the_shorter_side_is_that_middle_enlarged(height: int, width: int) -> None:
+    picture = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    top, left = (height - 32) // 2, (width - 32) // 2
+    middle = picture[top : top + 32, left : left + 32]  # half of 64
+    assert np.array_equal(fit(picture, 32, "crop", 0.5), middle)
+    enlarged = np.array(Image.fromarray(middle).resize((64, 64), Image.Resampling.BICUBIC))
+    inside = slice(6, -6)  # at its edge the enlarged middle knows less than the enlarged picture
+    assert np.array_equal(fit(picture, 64, "crop", 0.5)[inside, inside], enlarged[inside, inside])
+    assert not np.array_equal(fit(picture, 64, "crop"), fit(picture, 64, "crop", 0.5))
+    assert np.array_equal(fit(picture, 64, "crop", 1.0), fit(picture, 64, "crop"))
+    for how in ("squash", "pad"):
+        assert np.array_equal(fit(picture, 48, how, 0.5), fit(picture, 48, how)), "they keep the whole picture"
+
+
 def test_a_picture_of_the_right_size_is_left_alone() -> None:
     picture = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     for how in ("crop", "squash", "pad"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
+from PIL import Image
 
 from regraft import graft, heads, weights
 from regraft.errors import UserError
@@ -92,6 +94,28 @@ def test_what_ran_once_is_read_ever_after(executed, tmp_path):
     assert computed(executed([*same, "augmentation=rotations", "optimizer.lr=0.1"])) == 0, "and so do rotations"
     assert computed(executed([*same, "dataset.per_class=4"])) == 0, "a smaller set shares its rows"
     assert computed(executed([*same, "data.size=40"])) > 0, "another size is another store"
+
+
+def test_the_part_that_is_kept_of_a_picture_decides_rows_and_predictions(executed, tmp_path):
+    same = [*SMALL, *NETS["efficientnet"], "freeze=backbone", f"cache.dir={tmp_path / 'cache'}", "data.size=32", "trainer.keep=last"]
+    rows = sum((whole := executed(same)).record["data"]["sizes"].values())
+    half = executed([*same, "data.crop=0.5"])
+    assert sum(note["computed"] for note in half.record["cache"]) == rows, "another part is another store"
+    assert sum(note["computed"] for note in executed([*same, "data.crop=0.5", "optimizer.lr=0.1"]).record["cache"]) == 0
+    assert losses(half) == pytest.approx(losses(executed([*same, "data.crop=0.5", "cache.mode=off"])), rel=1e-4)
+    assert losses(half) != pytest.approx(losses(whole), rel=1e-3)
+    squashed = [*same, "data.fit=squash"]
+    executed(squashed)
+    assert sum(note["computed"] for note in executed([*squashed, "data.crop=0.5"]).record["cache"]) == 0, "squash keeps the whole"
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "one.png")
+    Image.fromarray(picture[16:48, 16:48]).save(tmp_path / "middle.png")
+    (_, seen), (_, smaller) = half.predict([tmp_path / "one.png", tmp_path / "middle.png"])
+    [(_, expected)] = Run(whole.folder.path).predict([tmp_path / "middle.png"])
+    by_hand = half.scores(picture[16:48, 16:48].transpose(2, 0, 1)[None])[0]
+    torch.testing.assert_close(seen, by_hand)
+    torch.testing.assert_close(expected, whole.scores(picture[16:48, 16:48].transpose(2, 0, 1)[None])[0])
+    assert not torch.allclose(seen, smaller, rtol=1e-3)
 
 
 def test_dropout_acts_and_only_while_training(executed):

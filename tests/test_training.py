@@ -1,20 +1,16 @@
-"""What training promises beside the freezing: durations in steps, averages, clipping, mixing, no training, other truths than a class."""
+"""What training promises beside the freezing: durations in steps, averages, clipping, mixing, whitening, no training."""
 
 from __future__ import annotations
 
-import csv
-import json
-
 import numpy as np
-import polars as pl
 import pytest
 import torch
-from PIL import Image
 
-from regraft import cli, weights
+from regraft import config, weights
 from regraft.augment import GROUP as AUGMENTATIONS
-from regraft.errors import UserError
+from regraft.feeds import fitted
 from regraft.graft import Run, build
+from regraft.reading import Reading
 from regraft.record import Metrics
 
 SMALL = ["dataset=digits", "dataset.per_class=8", 'dataset.classes=["0","1","2"]', "model.weights=none", "trainer.max_epochs=3"]
@@ -35,6 +31,23 @@ def apart(one: Run, other: Run) -> float:
     return max((a[name].float() - b[name].float()).abs().max().item() for name in a)
 
 
+class Stop(BaseException):
+    """A run that dies."""
+
+
+def with_death(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    """It comes when so many epochs have been written, before the last of them has its checkpoint; `monkeypatch.undo()` calls it off."""
+    append, calls = Metrics.append, []
+
+    def dying(self, *arguments):
+        append(self, *arguments)
+        calls.append(arguments)
+        if len(calls) == epoch:
+            raise Stop
+
+    monkeypatch.setattr(Metrics, "append", dying)
+
+
 @pytest.mark.parametrize("policy", [["freeze=none"], ["freeze=lp_ft", "freeze.probe=0.5"]])
 def test_steps_end_a_run_in_the_middle_of_an_epoch(executed, monkeypatch, policy):
     """24 pictures in batches of 10 are three steps an epoch; 8 steps are two epochs and two steps."""
@@ -51,21 +64,10 @@ def test_steps_end_a_run_in_the_middle_of_an_epoch(executed, monkeypatch, policy
 def test_a_run_in_steps_is_resumed_to_the_same_end(executed, monkeypatch):
     same = [*SMALL, *MLP, "trainer.max_steps=8", "trainer.ema=0.9", "augmentation=mixup"]
     whole = executed(same)
-    append, calls = Metrics.append, []
-
-    class Stop(BaseException):
-        pass
-
-    def dying(self, *arguments):
-        append(self, *arguments)
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise Stop
-
-    monkeypatch.setattr(Metrics, "append", dying)
+    with_death(monkeypatch, 2)
     with pytest.raises(Stop):
         executed(same, folder="killed")
-    monkeypatch.setattr(Metrics, "append", append)
+    monkeypatch.undo()
     resumed = executed(same, folder="killed")
     assert apart(whole, resumed) == 0
     assert lines(whole) == lines(resumed)
@@ -100,6 +102,41 @@ def test_what_is_measured_and_kept_is_the_average(executed):
     assert averaged.metrics["val/loss"] == pytest.approx(last, rel=1e-5), "the kept weights are those that val was measured with"
 
 
+EMA = [*SMALL, "model=timm", "model.arch=test_efficientnet", "freeze=lp_ft", "freeze.finetune_lr=1", "trainer.ema=0.8"]
+EMA += ["trainer.max_epochs=5", "augmentation=flips"]
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_an_average_over_two_phases_is_what_val_was_measured_with(executed, keep):
+    """With BatchNorm, whose statistics are averaged too, and whose statistics stay in the first phase."""
+    run = executed([*EMA, f"trainer.keep={keep}", "trainer.monitor=val/loss"])
+    assert [phase["epochs"] for phase in run.record["phases"]] == [2, 3]
+    measured = losses(run, "val")
+    kept = run.record["kept"]["epoch"]
+    assert kept == (4 if keep == "last" else measured.index(min(measured)))
+    assert run.metrics["val/loss"] == pytest.approx(measured[kept], rel=1e-4)
+    assert run.evaluate() == pytest.approx(run.metrics, rel=1e-4, abs=1e-5)
+    plain = executed([*[word for word in EMA if "ema" not in word], f"trainer.keep={keep}", "trainer.monitor=val/loss"])
+    first = losses(run)[:2]
+    assert first == losses(plain)[:2], "the average changes no training of the first phase"
+    assert losses(run, "val") != losses(plain, "val")
+
+
+def test_an_average_is_resumed_in_the_second_phase_to_the_same_bits(executed, monkeypatch):
+    whole = executed(EMA)
+    with_death(monkeypatch, 4)
+    with pytest.raises(Stop):
+        executed(EMA, folder="killed")
+    monkeypatch.undo()
+    checkpoint = torch.load(whole.folder.path.parent / "killed" / "last.ckpt", weights_only=True)
+    assert (checkpoint["regraft"]["phase"], checkpoint["regraft"]["epochs"]) == (1, 3)
+    resumed = executed(EMA, folder="killed")
+    assert apart(whole, resumed) == 0
+    assert lines(whole) == lines(resumed)
+    assert whole.metrics == resumed.metrics
+    assert whole.record["kept"] == resumed.record["kept"]
+
+
 def test_clipped_gradients_move_weights_less(executed):
     same = [*SMALL, *MLP, "optimizer=sgd", "optimizer.lr=0.1", "optimizer.momentum=0", "optimizer.nesterov=false", "trainer.max_steps=1"]
 
@@ -121,106 +158,45 @@ def test_without_training_the_net_is_measured_as_it_is(executed):
     assert lines(run) == []
 
 
-def test_every_metric_of_a_class_equals_scikit_learns(executed):
-    from sklearn import metrics
-
-    run = executed([*SMALL[:1], *SMALL[3:], "dataset.per_class=5", "model=mlp"])
-    told = pl.read_parquet(run.folder / "predictions.parquet")
-    truth, scores = told["truth"].to_list(), np.array(told["scores"].to_list())
-    labels = [run.classes.index(name) for name in truth]
-    expected = {
-        "accuracy": metrics.accuracy_score(truth, told["predicted"].to_list()),
-        "top5_accuracy": metrics.top_k_accuracy_score(labels, scores, k=5),
-        "macro_f1": metrics.f1_score(truth, told["predicted"].to_list(), average="macro"),
-        "auroc": metrics.roc_auc_score(labels, scores / scores.sum(1, keepdims=True), multi_class="ovr"),
-    }
-    for name, value in expected.items():
-        assert run.metrics[f"test/{name}"] == pytest.approx(value, abs=1e-6), name
-    sure, right = scores.max(1), scores.argmax(1) == labels
-    bins = np.clip(np.ceil(sure * 15).astype(int) - 1, 0, 14)  # 15 of equal width (Guo et al. 2017, eq. 3)
-    error = sum(abs(sure[bins == each].mean() - right[bins == each].mean()) * (bins == each).mean() for each in set(bins))
-    assert run.metrics["test/calibration_error"] == pytest.approx(error, abs=1e-5)
-
-
-@pytest.fixture
-def table(tmp_path):
-    """60 grey pictures; a csv with two labels of 0 and 1 and a number for each: light, tall, level."""
-    random = np.random.default_rng(0)
-    with (tmp_path / "labels.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["picture", "light", "tall", "level", "split"])
-        for number in range(60):
-            level, tall = int(random.integers(20, 236)), number % 2
-            picture = np.zeros((12, 12, 3), np.uint8)
-            picture[:, 4:8] = level
-            picture = picture if tall else picture.transpose(1, 0, 2)
-            Image.fromarray(np.ascontiguousarray(picture)).save(tmp_path / f"{number}.png")
-            rows.writerow([f"{number}.png", int(level > 127), tall, 10 * level + 1000, ("train", "train", "val", "test")[number % 7 % 4]])
-    return ["dataset=csv", f"dataset.path={tmp_path / 'labels.csv'}", "dataset.file=picture", "dataset.split=split", "dataset.size=12"]
-
-
-CSV = [
-    "model=mlp",
-    "model.weights=none",
-    "freeze=none",
-    "hardware=cpu",
-    "hardware.workers=0",
-    "trainer.max_epochs=40",
-    "optimizer.lr=0.003",
-]
-
-
-def test_many_labels_are_learnt_and_measured(executed, table, capsys, tmp_path):
-    run = executed([*CSV, *table, "dataset.labels=[light,tall]", "task=tag"])
-    assert run.classes == ["light", "tall"]
-    assert run.metrics["test/map"] > 0.95
-    assert run.metrics["test/accuracy"] > 0.75
-    assert run.record["kept"]["monitor"] == "val/map"
-    told = pl.read_parquet(run.folder / "predictions.parquet")
-    assert set(told["truth"]) == {"", "light", "tall", "light|tall"}
-    assert cli.main(["predict", str(run.folder.path), str(tmp_path / "1.png"), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["predicted"] in ("tall", "light|tall")
-    assert max(said["scores"].values()) <= 1
-
-
-def test_numbers_are_learnt_in_their_own_units(executed, table, capsys, tmp_path):
-    run = executed([*CSV, *table, "dataset.targets=[level]", "task=regress", "loss=mse"])
-    truth = pl.read_parquet(run.folder / "predictions.parquet")["truth"].list.first()
-    assert run.metrics["test/r2"] > 0.9
-    assert run.metrics["test/mae"] < 0.3 * truth.std()
-    assert run.evaluate() == pytest.approx(run.metrics, rel=1e-4, abs=1e-4)
-    assert cli.main(["predict", str(run.folder.path), str(tmp_path / "1.png"), "--json"]) == 0
-    assert 500 < json.loads(capsys.readouterr().out)["scores"]["level"] < 4000
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["dataset.labels=[light,tall]"], "task=tag learns them"),
-        (["dataset.labels=[light,tall]", "task=tag", "loss=mse"], "loss=cross_entropy|focal would work"),
-        (["dataset.targets=[level]", "task=regress", "loss=mse", "augmentation=mixup"], "numbers are not mixed"),
-        (["dataset.targets=[level]", "task=regress", "loss=mse", "trainer.monitor=val/accuracy"], "task=regress measures val/mae"),
-    ],
-)
-def test_what_does_not_fit_together_is_refused(executed, table, words, said):
-    with pytest.raises(UserError) as error:
-        executed([*CSV, *table, *words])
-    assert said in str(error.value)
+def pictures(run: Run, split: str) -> torch.Tensor:
+    """uint8 [n, 3, size, size], as the net would see them."""
+    read = [torch.from_numpy(fitted(run.source.read(sample), run.settings.size, "crop")) for sample in run.source.split(split)]
+    return torch.stack(read)
 
 
 def test_whitening_is_fitted_on_train_alone_and_kept_with_the_run(executed):
     same = [*SMALL, "model=mlp", "freeze=none", "data.size=12", "augmentation=whitening", "augmentation.over=pixels"]
     run = executed([*same, "augmentation.kind=zca"])
-    pictures = torch.stack([torch.from_numpy(run.source.read(sample)) for sample in run.source.split("train")])
-    assert len(pictures) == 24
+    train = pictures(run, "train")
+    assert len(train) == 24
+    torch.testing.assert_close(run.chain.whitening.mean, (train.double() / 255).mean(0).flatten().float())
+    every = torch.cat([pictures(run, split) for split in ("train", "val", "test")])
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(run.chain.whitening.mean, (every.double() / 255).mean(0).flatten().float(), rtol=0.01, atol=0.01)
     opened = Run(run.folder.path)
     assert torch.equal(opened.chain.whitening.mean, run.chain.whitening.mean)
     assert opened.evaluate() == pytest.approx(run.metrics, abs=1e-5)
-    other = executed([*same, "augmentation.kind=zca", "dataset.per_class=4"])
-    assert not torch.equal(other.chain.whitening.mean, run.chain.whitening.mean), "other train pictures, another map"
-    fewer = executed([*same, "augmentation.kind=zca", "dataset.test=0.3"])
-    assert fewer.record["data"]["sizes"]["test"] > run.record["data"]["sizes"]["test"]
+    seen = run.chain.prepare(train).flatten(1).double()  # [24, d]
+    torch.testing.assert_close(seen.mean(0), torch.zeros(seen.shape[1], dtype=torch.float64), rtol=0, atol=1e-4)
+
+
+def test_the_colours_of_alexnets_shift_are_trains_alone():
+    words = ["dataset=clipart", 'dataset.classes=["bread","bug"]', "dataset.per_class=3", "data.size=16", "model=mlp", "hardware.workers=0"]
+    s = config.Composer().jobs([*words, "augmentation=alexnet"], multirun=False)[0].settings
+    source = s.dataset.open(s.cache.folder())
+    found = Reading(s, source)._colours
+
+    def by_hand(*splits: str) -> tuple[np.ndarray, np.ndarray]:
+        read = [fitted(source.read(sample), 16, "crop") for split in splits for sample in source.split(split)]
+        pixels = np.concatenate([picture.reshape(3, -1) for picture in read], 1) / 255
+        return pixels.mean(1), np.cov(pixels)
+
+    mean, covariance = by_hand("train")
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-9)
+    np.testing.assert_allclose(found.eigenvectors.T @ torch.diag(found.eigenvalues) @ found.eigenvectors, covariance, atol=1e-9)
+    assert np.abs(by_hand("train", "val", "test")[0] - mean).max() > 1e-3
+    plain = config.Composer().jobs([*words, "augmentation=randaugment"], multirun=False)[0].settings
+    assert Reading(plain, source)._colours is None
 
 
 def test_whitened_activations_are_cached_apart_from_plain_ones(executed, tmp_path):
@@ -232,15 +208,18 @@ def test_whitened_activations_are_cached_apart_from_plain_ones(executed, tmp_pat
     assert losses(plain) != losses(whitened)
 
 
-def test_every_augmentation_trains(executed):
+def test_every_augmentation_trains_and_changes_what_is_learnt(executed):
     """Under a frozen backbone: finite ones and whitening from the cache, the others live."""
     assert len(AUGMENTATIONS.names()) >= 14
-    same = [*SMALL, "model=timm", "model.arch=test_efficientnet", "freeze=backbone", "trainer.max_epochs=1"]
+    same = [*SMALL, "model=timm", "model.arch=test_efficientnet", "freeze=backbone", "trainer.max_epochs=1", "trainer.keep=last"]
+    plain = executed([*same, "augmentation=none", "cache.mode=off"])
+    assert losses(executed([*same, "augmentation=none"])) == pytest.approx(losses(plain), rel=1e-5), "live or cached is no difference"
     for name in AUGMENTATIONS.names():
         steps = ["augmentation.steps=[flips,pixel_dropout]"] if name == "several" else []
         run = executed([*same, f"augmentation={name}", *steps])
         random = run.settings.augmentation.finite() is None
         assert [note["split"] for note in run.record["cache"] if note["mode"] == "live"] == (["train"] if random else []), name
+        assert (losses(run) == pytest.approx(losses(plain), rel=1e-4)) == (name == "none"), name
 
 
 def test_auxiliary_heads_train_with_the_stage_that_they_listen_to(executed):
