@@ -46,3 +46,28 @@ def executed(tmp_path):
 
     assert "RANK" not in os.environ
     return execute
+
+
+@pytest.fixture
+def killed(executed, monkeypatch):
+    """A run that dies in its n-th epoch, when the metrics are written and the checkpoint is not; the folder "killed" is what is left."""
+    from regraft.record import Metrics
+
+    class Death(BaseException):
+        """What no handler of errors takes for one."""
+
+    def execute(overrides, epoch):
+        append, written = Metrics.append, []
+
+        def dying(self, *arguments):
+            append(self, *arguments)
+            written.append(arguments)
+            if len(written) == epoch:
+                raise Death
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Metrics, "append", dying)
+            with pytest.raises(Death):
+                executed(overrides, folder="killed")
+
+    return execute

@@ -31,25 +31,8 @@ def apart(one: Run, other: Run) -> float:
     return max((a[name].float() - b[name].float()).abs().max().item() for name in a)
 
 
-class Stop(BaseException):
-    """A run that dies."""
-
-
-def with_death(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
-    """It comes when so many epochs have been written, before the last of them has its checkpoint; `monkeypatch.undo()` calls it off."""
-    append, calls = Metrics.append, []
-
-    def dying(self, *arguments):
-        append(self, *arguments)
-        calls.append(arguments)
-        if len(calls) == epoch:
-            raise Stop
-
-    monkeypatch.setattr(Metrics, "append", dying)
-
-
 @pytest.mark.parametrize("policy", [["freeze=none"], ["freeze=lp_ft", "freeze.probe=0.5"]])
-def test_steps_end_a_run_in_the_middle_of_an_epoch(executed, monkeypatch, policy):
+def test_steps_end_a_run_in_the_middle_of_an_epoch(executed, policy):
     """24 pictures in batches of 10 are three steps an epoch; 8 steps are two epochs and two steps."""
     run = executed([*SMALL, *MLP, *policy, "trainer.max_steps=8"])
     last = [int(row["step"]) for row in lines(run) if row["metric"] == "val/loss"][-1]
@@ -61,13 +44,10 @@ def test_steps_end_a_run_in_the_middle_of_an_epoch(executed, monkeypatch, policy
         ), "whole epochs of steps are epochs"
 
 
-def test_a_run_in_steps_is_resumed_to_the_same_end(executed, monkeypatch):
+def test_a_run_in_steps_is_resumed_to_the_same_end(executed, killed):
     same = [*SMALL, *MLP, "trainer.max_steps=8", "trainer.ema=0.9", "augmentation=mixup"]
     whole = executed(same)
-    with_death(monkeypatch, 2)
-    with pytest.raises(Stop):
-        executed(same, folder="killed")
-    monkeypatch.undo()
+    killed(same, 2)
     resumed = executed(same, folder="killed")
     assert apart(whole, resumed) == 0
     assert lines(whole) == lines(resumed)
@@ -122,12 +102,9 @@ def test_an_average_over_two_phases_is_what_val_was_measured_with(executed, keep
     assert losses(run, "val") != losses(plain, "val")
 
 
-def test_an_average_is_resumed_in_the_second_phase_to_the_same_bits(executed, monkeypatch):
+def test_an_average_is_resumed_in_the_second_phase_to_the_same_bits(executed, killed):
     whole = executed(EMA)
-    with_death(monkeypatch, 4)
-    with pytest.raises(Stop):
-        executed(EMA, folder="killed")
-    monkeypatch.undo()
+    killed(EMA, 4)
     checkpoint = torch.load(whole.folder.path.parent / "killed" / "last.ckpt", weights_only=True)
     assert (checkpoint["regraft"]["phase"], checkpoint["regraft"]["epochs"]) == (1, 3)
     resumed = executed(EMA, folder="killed")
