@@ -29,6 +29,17 @@ def _surroundings(tmp_path_factory):
     patch.undo()
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """On such small pictures threads that wait for each other cost more than they give: tenfold on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def executed(tmp_path):
     """Runs overrides in this process, as a worker would: `executed(overrides, folder="name") -> Run`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
 
 import pytest
 import timm
@@ -45,13 +44,7 @@ NETS = {  # name -> (backbone, picture side, stages)
 BUILT: dict[str, Chain] = {}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """On such small pictures threads that wait for each other cost more than they give: tenfold on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def chain_of(name: str) -> Chain:

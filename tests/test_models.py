@@ -6,7 +6,6 @@ import hashlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,13 +33,7 @@ CONF = Path(__file__).parent.parent / "conf" / "model"
 ENTRIES = sorted(CONF.glob("*.yaml"))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """On such small pictures threads that wait for each other cost more than they give: tenfold on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -301,10 +301,9 @@ def _register_outside() -> None:
     for group in GROUPS.values():
         for name in group.outside():
             try:
-                fields = group.spec(name).model_fields.items()
+                values = group.values(name)
             except UserError:  # a package that does not load: told where the entry is chosen, and of no concern elsewhere
-                fields = {}.items()
-            values = {key: field.get_default(call_default_factory=True) for key, field in fields if not field.is_required()}
+                values = {}
             store.store(group=group.name, name=name, node={**values, "name": name}, provider=f"entry point {group.entry_point}")
 
 
@@ -324,9 +323,7 @@ class Plan:
                 self._found[key] = {
                     "name": job.settings.dataset.name,
                     "fingerprint": source.fingerprint(),
-                    "kind": source.kind,
-                    "sizes": source.sizes(),
-                    "classes": list(source.classes),
+                    **source.facts(),
                     "skipped": [{"file": problem.key, "problem": problem.remedy} for problem in source.skipped],
                 }
             except UserError as error:

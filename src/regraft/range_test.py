@@ -24,7 +24,7 @@ def run(s: Settings, source: Source, picture: Path, steps: int, say: Callable[[s
     if s.batch.devices > 1:
         raise UserError(Problem("hardware.devices", s.batch.devices, "the range test runs on one device: hardware.devices=1"))
     quiet()
-    if unfit := s.fits({"kind": source.kind, "sizes": source.sizes(), "classes": source.classes}):
+    if unfit := s.fits(source.facts()):
         raise UserError(unfit)
     chain, _ = build(s, source.classes)
     engine = Engine(s, chain, source, RunFolder(picture.parent / ".range-test"), say, False)  # the folder is never written

@@ -41,7 +41,7 @@ def execute(folder: RunFolder, say: Say, show: bool = False) -> None:
     torch.set_num_threads(s.hardware.computing())
     source = s.dataset.open(s.cache.folder())
     same_data(source, record)
-    if unfit := s.fits({"kind": source.kind, "sizes": source.sizes(), "classes": source.classes}):
+    if unfit := s.fits(source.facts()):
         raise UserError(unfit)
     chain, origin = build(s, source.classes)
     before = state_of(chain)

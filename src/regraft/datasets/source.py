@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from regraft.errors import Problem, UserError
 
@@ -83,6 +83,10 @@ class Source:
         for sample in self.samples:
             counts[sample.split] += 1
         return counts
+
+    def facts(self) -> dict[str, Any]:
+        """What settings must fit, as a record holds it: the kind, the sizes of the splits, the classes."""
+        return {"kind": self.kind, "sizes": self.sizes(), "classes": list(self.classes)}
 
     def fingerprint(self) -> str:
         """Hex sha256 over every (id, content, class name, split), and target where there is one: equal fingerprints, equal data; places and
