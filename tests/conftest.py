@@ -52,10 +52,29 @@ def executed(tmp_path):
         where = tmp_path / "runs" / (folder or f"run-{next(numbers)}")
         [planned] = sweep.plan(config.Composer().jobs(["plots=false", *overrides, f"hydra.run.dir={where}"], multirun=False))
         sweep.begin(planned, "a test", {"git": None, "packages": {}, "machine": {}})
-        running.execute(planned.folder, lambda what: None)
+        running.execute([planned.folder], lambda what: None)
         return Run(planned.folder.path)
 
     assert "RANK" not in os.environ
+    return execute
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """Runs a sweep in this process, group by group, as workers would: `swept(overrides, folder="name") -> [RunFolder]`, in their order."""
+    from regraft import config, running, sweep
+
+    def execute(overrides, folder="sweep"):
+        words = ["plots=false", *overrides, f"hydra.sweep.dir={tmp_path / folder}"]
+        planned = sweep.plan(config.Composer().jobs(words, multirun=True))
+        for group in sweep.groups(planned):
+            stacked = len(group) > 1 or group[0].went_stacked
+            for number, each in enumerate(group):
+                place = {"id": "a group", "size": len(group), "number": number} if stacked else None
+                sweep.begin(each, "a test", {"git": None, "packages": {}, "machine": {}}, place)
+            running.execute([each.folder for each in group], lambda what: None)
+        return [each.folder for each in planned]
+
     return execute
 
 

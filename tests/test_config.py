@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import settings as trying
 from hypothesis import strategies as st
 
 from regraft import config as configs
@@ -283,6 +284,7 @@ DECIDES = {  # key -> another value
     "trainer.clip": 1,
     "trainer.ema": 0.9,
     "cache.dtype": "bfloat16",
+    "evaluate.views": "true",
     "model": "mlp",
     "freeze": "none",
     "augmentation": "d4",
@@ -300,6 +302,7 @@ UNDECIDING = {
     "cache.max_gb": 1,
     "sweep.name": "other",
     "sweep.on_error": "stop",
+    "sweep.stack": False,
     "plots": "false",
     "logger": "[csv,wandb]",
     "hydra.run.dir": "elsewhere",
@@ -315,7 +318,7 @@ def run_id(typed: str = "") -> str:
 
 
 def test_the_tables_below_name_every_key() -> None:
-    by_itself = {"model.weights", "dataset.fold"}  # the weights' own hash decides; a fold needs folds
+    by_itself = {"model.weights", "dataset.fold", "cache.views"}  # the weights' own hash decides; a fold needs folds, and a draw chance
     keys = {key for key in flat(job("hardware=cpu").config) if not key.endswith(".name")} | {"sweep.name"}
     assert keys - by_itself == {key for key in {**DECIDES, **UNDECIDING} if "." in key or key in PLAIN} - {"hydra.run.dir"}
 
@@ -335,6 +338,7 @@ def test_data_and_weights_decide() -> None:
     assert len({settings.run_id("a", "b"), settings.run_id("a", "c"), settings.run_id("c", "b")}) == 3
 
 
+@trying(deadline=None)
 @given(st.permutations(["seed=3", "head.dropout=0.1", "model=mlp", "model.depth=2", "optimizer=sgd", "optimizer.lr=0.1"]))
 def test_the_order_of_overrides_does_not_decide(overrides: list[str]) -> None:
     composer = _composers.setdefault("one", Composer())
@@ -400,3 +404,15 @@ def test_composing_twice_gives_equal_and_independent_results(change: Callable[[d
 def test_a_point_of_a_grid_does_not_see_another() -> None:
     found = jobs("data={batch_size:8},{fit:pad}", multirun=True)
     assert [(each.settings.data.batch_size, each.settings.data.fit) for each in found] == [(8, "crop"), (32, "pad")]
+
+
+def test_a_config_of_an_earlier_version_is_read_as_what_it_was() -> None:
+    from regraft.settings import LATER, settings
+
+    now = job().config
+    before = {
+        section: {k: v for k, v in values.items() if k not in LATER.get(section, ())} if isinstance(values, dict) else values
+        for section, values in now.items()
+    }
+    del before["evaluate"]
+    assert settings(before) == settings(now)

@@ -1,8 +1,9 @@
-"""Two ranks equal one: a rank without rows, mixed rows whose partners another rank holds, auxiliary heads."""
+"""Two ranks equal one: a rank without rows, mixed rows whose partners another rank holds, auxiliary heads, rows that each made half of."""
 
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,31 @@ def test_auxiliary_heads_over_frozen_batchnorm(executed, tmp_path):
     assert furthest(one, two) < 1e-4
     alone = executed([*words, "hardware=cpu", "model.auxiliary=false"])
     assert furthest(one, alone) > 1e-3, "and they do something"
+
+
+def test_each_rank_computes_half_of_the_rows_of_boundaries_that_move_too(executed, tmp_path):
+    """Each rank publishes what it has computed in segments of its own."""
+    words = [*DIGITS, "model.weights=none", "model=convnet", "data.size=16", "freeze=phases", "trainer.max_epochs=4", "trainer.keep=last"]
+    words += [
+        "freeze.phases=[{name: low, epochs: 1, trains: [conv3, head]}, {name: high, epochs: 3, trains: [head]}]",
+        "augmentation=flips",
+    ]
+    words += ["model.batchnorm=false", "data.batch_size=8", "optimizer=sgd", "plots=false", "hardware.workers=0", "cache.mode=require"]
+    two = of_two_ranks([*words, f"cache.dir={tmp_path / 'two'}"], tmp_path)
+    one = executed([*words, "hardware=cpu", f"cache.dir={tmp_path / 'one'}"])
+    assert values(two) == pytest.approx(values(one), rel=1e-5)
+    assert furthest(one, two) < 1e-5
+    assert two.metrics == pytest.approx(one.metrics, rel=1e-5)
+    sizes = two.record["data"]["sizes"]
+    notes = {(note["boundary"], note["split"], note["view"]): (note["mode"], note["computed"]) for note in two.record["cache"]}
+    views = ("0 degrees", "mirrored 0 degrees")
+    assert notes == (
+        {(stage, "train", view): ("cached", sizes["train"]) for stage in ("conv3", "head") for view in views}
+        | {(stage, "val", views[0]): ("cached", sizes["val"]) for stage in ("conv3", "head")}
+        | {("conv3", "test", views[0]): ("cached", sizes["test"])}
+    )
+    for folder, ranks in ((tmp_path / "one", 1), (tmp_path / "two", 2)):
+        parts = {split: [count * (rank + 1) // ranks - count * rank // ranks for rank in range(ranks)] for split, count in sizes.items()}
+        expected = [parts["train"], parts["train"], parts["train"] + parts["val"], parts["train"] + parts["val"] + parts["test"]]
+        stores = [[json.loads(path.read_text())["rows"] for path in at.glob("*/segment.json")] for at in folder.glob("activations/*")]
+        assert sorted(map(sorted, stores)) == sorted(map(sorted, expected)), f"{ranks} ranks"

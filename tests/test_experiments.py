@@ -50,7 +50,7 @@ EXPECTED = {
 def executed(jobs, folder):
     for planned in sweep.plan(jobs):
         sweep.begin(planned, "a test", {"git": None, "packages": {}, "machine": {}})
-        running.execute(planned.folder, lambda what: None)
+        running.execute([planned.folder], lambda what: None)
         yield Run(planned.folder.path)
 
 

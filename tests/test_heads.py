@@ -1,4 +1,4 @@
-"""Each head is the formula that it is named after; narrow is the published classifier, its probabilities summed up, and nothing trains."""
+"""Each head that trains is the formula that it is named after; narrow is the published classifier, folded; specs find their mistakes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from regraft import imagenet
 from regraft.chain import Chain
 from regraft.classifiers import Folded
 from regraft.errors import UserError
-from regraft.heads import GROUP, CosineHead, HeadSpec, Linear, MLPHead, Narrow
+from regraft.heads import GROUP, CosineHead, HeadSpec, Linear, MLPHead, Narrow, Trained
 from regraft.models import EfficientNetLite
 from regraft.registry import parse
 from regraft.streams import Dropout
@@ -29,6 +29,7 @@ from regraft.streams import Dropout
 CONF = Path(__file__).parent.parent / "conf" / "head"
 ENTRIES = sorted(CONF.glob("*.yaml"))
 THREE = ["a", "b", "c"]
+TRAINED = sorted(name for name, spec in GROUP.builtin.items() if issubclass(spec, Trained))
 
 
 def spec_of(name: str, **changed: object) -> HeadSpec:
@@ -43,7 +44,7 @@ def narrow(**fold: list[int | str]) -> Narrow:
 
 def test_each_spec_has_its_file_with_the_same_keys_each_with_a_comment() -> None:
     assert [path.stem for path in ENTRIES] == sorted(GROUP.builtin)
-    assert len(ENTRIES) == 4
+    assert len(ENTRIES) == 8
     for path in ENTRIES:
         values = yaml.safe_load(path.read_text())
         assert next(iter(values)) == "name"
@@ -88,7 +89,19 @@ def test_cosine_is_torch_s_times_the_scale(learn: bool) -> None:
     assert float(head.state_dict()["1.scale"]) == 8  # kept in either case
 
 
-@pytest.mark.parametrize("entry", sorted(GROUP.builtin))
+def test_a_head_says_how_it_learns() -> None:
+    specs: dict[str, type[HeadSpec]] = GROUP.builtin  # type: ignore[assignment]
+    assert {name for name, spec in specs.items() if spec.fits} == {"ridge", "logistic", "knn", "nearest_mean"} == specs.keys() - TRAINED
+    assert {name for name, spec in specs.items() if spec.stacks} == {"linear", "mlp", "cosine"}
+    assert {spec.kinds for name, spec in specs.items() if name in TRAINED} == {("class", "tags", "numbers")}
+    assert {name: spec.kinds for name, spec in specs.items() if "numbers" not in spec.kinds} == {
+        "logistic": ("class", "tags"),
+        "nearest_mean": ("class",),
+    }
+    assert all("dropout" not in spec.model_fields for spec in specs.values() if spec.fits)
+
+
+@pytest.mark.parametrize("entry", TRAINED)
 def test_dropout_comes_first_and_is_ours(entry: str) -> None:
     changed = {"fold": {"a": [1], "b": [2], "c": [3]}} if entry == "narrow" else {}
     head = spec_of(entry, dropout=0.25, **changed).build(7, THREE)
@@ -262,8 +275,28 @@ def test_the_dataset_s_classes_and_the_fold_s_names_are_the_same() -> None:
         ("linear", {"dropout": 1.0}, "less than 1"),
         ("narrow", {"fold": ["cat"]}, r"head\.fold"),
         ("narrow", {"fold": {"cat": 281}}, r"head\.fold"),
+        ("ridge", {"penalty": 0}, r"head\.penalty = 0: more than 0"),
+        ("ridge", {"penalty": "atuo"}, r"head\.penalty = atuo: .*auto"),
+        ("logistic", {"penalty": [1.0, -1.0]}, r"head\.penalty = \[1.0,-1.0\]: .*more than 0"),
+        ("logistic", {"tolerance": 0.0}, "more than 0"),
+        ("logistic", {"max_iter": 0}, "at least 1"),
+        ("logistic", {"dropout": 0.5}, r"head\.dropout = 0.5: no such key; logistic takes penalty"),
+        ("knn", {"k": 0}, r"head\.k = 0: at least 1"),
+        ("knn", {"k": 2.5}, "a whole number"),
+        ("knn", {"metric": "manhattan"}, "knn has metric cosine or euclidean"),
+        ("knn", {"temperature": 0.0}, "more than 0"),
+        ("nearest_mean", {"calibrate": 1}, "true or false"),
     ],
 )
 def test_wrong_values_are_refused(entry: str, wrong: dict[str, object], told: str) -> None:
     with pytest.raises(UserError, match=told):
         spec_of(entry, **wrong)
+
+
+@pytest.mark.parametrize(("entry", "key"), [("ridge", "penalty"), ("logistic", "penalty"), ("knn", "k")])
+def test_lists_that_leave_nothing_to_choose_are_refused(entry: str, key: str) -> None:
+    (empty,) = spec_of(entry, **{key: []}).problems()
+    assert str(empty) == f"{key} = []: at least one number is needed, or auto"
+    (twice,) = spec_of(entry, **{key: [1, 5, 1]}).problems()
+    assert re.fullmatch(rf"{key} = \[.*\]: 1(\.0)? is in the list twice", str(twice))
+    assert all(spec_of(entry, **{key: fine}).problems() == [] for fine in (7, [7], [1, 5], "auto"))

@@ -29,7 +29,7 @@ def evaluated(miniature, folder, *words):
     given = ["experiment=imagenet", "plots=false", f"dataset.path={miniature}", "hydra.mode=RUN", f"hydra.run.dir={folder}", *words]
     [planned] = sweep.plan(config.Composer().jobs(given, multirun=False))
     sweep.begin(planned, "a test", {"git": None, "packages": {}, "machine": {}})
-    running.execute(planned.folder, lambda what: None)
+    running.execute([planned.folder], lambda what: None)
     return Run(planned.folder.path)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,16 @@ def alive(words: str) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def holding(folder: RunFolder) -> list[int]:
+    """Processes that hold the worker's lock: the worker first, and the loader workers that it has forked."""
+    lock, found = str(folder / ".worker"), set()
+    for path in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(path) == lock:
+                found.add(int(path.parent.parent.name))
+    return sorted(found)
 
 
 @pytest.fixture
@@ -136,13 +147,12 @@ def test_a_killed_run_leaves_no_orphan_and_the_same_command_ends_it(tmp_path, un
         [*REGRAFT, *words, "hydra.run.dir=killed"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     until(lambda: len(Metrics(killed / "metrics.csv").rows()) > 25)
-    worker = f"regraft.worker {killed.path}"
     if victims in ("worker", "both"):
-        os.kill(alive(worker)[0], signal.SIGKILL)
+        os.kill(holding(killed)[0], signal.SIGKILL)
     if victims in ("controller", "both"):
         controller.kill()
     controller.communicate(timeout=30)
-    until(lambda: not alive(worker), 20)
+    until(lambda: not holding(killed), 20)
     assert killed.record["status"] == ("failed" if victims == "worker" else "running")
     if victims == "worker":
         assert "SIGKILL" in killed.record["error"]["message"]

@@ -161,7 +161,7 @@ def test_the_colours_of_alexnets_shift_are_trains_alone():
     words = ["dataset=clipart", 'dataset.classes=["bread","bug"]', "dataset.per_class=3", "data.size=16", "model=mlp", "hardware.workers=0"]
     s = config.Composer().jobs([*words, "augmentation=alexnet"], multirun=False)[0].settings
     source = s.dataset.open(s.cache.folder())
-    found = Reading(s, source)._colours
+    found = Reading(s, source).colours
 
     def by_hand(*splits: str) -> tuple[np.ndarray, np.ndarray]:
         read = [fitted(source.read(sample), 16, "crop") for split in splits for sample in source.split(split)]
@@ -173,7 +173,7 @@ def test_the_colours_of_alexnets_shift_are_trains_alone():
     np.testing.assert_allclose(found.eigenvectors.T @ torch.diag(found.eigenvalues) @ found.eigenvectors, covariance, atol=1e-9)
     assert np.abs(by_hand("train", "val", "test")[0] - mean).max() > 1e-3
     plain = config.Composer().jobs([*words, "augmentation=randaugment"], multirun=False)[0].settings
-    assert Reading(plain, source)._colours is None
+    assert Reading(plain, source).colours is None
 
 
 def test_whitened_activations_are_cached_apart_from_plain_ones(executed, tmp_path):

@@ -110,21 +110,34 @@ def test_only_what_is_auto_varies(values: dict[str, Any], accelerator: str, kern
     assert [str(choice) for choice in candidates(hardware(**values), accelerator, kernels)] == expected
 
 
-def test_choices_take_turns_and_the_median_of_the_turns_that_count_is_told() -> None:
-    times = {PLAIN: [9, 3, 1, 2], LAST: [9, 0.5, 0.7, 8]}
+def test_choices_take_turns_and_the_fastest_of_the_turns_that_count_is_told() -> None:
+    times = {PLAIN: [0.1, 3, 1, 2], LAST: [9, 0.9, 0.8, 8]}
     order = []
 
     def step(choice: Choice) -> float:
         order.append(choice)
         return times[choice][order.count(choice) - 1]
 
-    assert measure(step, [PLAIN, LAST], warm=1, steps=3, seconds=1e9) == [Measured(PLAIN, 2), Measured(LAST, 0.7)]
+    assert measure(step, [PLAIN, LAST], warm=1, steps=3, seconds=1e9) == [Measured(PLAIN, 1), Measured(LAST, 0.8)]
     assert order == [PLAIN, LAST] * 4
 
 
-@pytest.mark.parametrize(("seconds", "turns", "told"), [(1e9, 4, 3.0), (30, 2, 2.0), (10, 1, 10.0), (0, 1, 10.0)])
+def test_what_is_far_behind_rests_and_what_may_win_goes_on() -> None:
+    times = {PLAIN: [1.0] * 5, LAST: [1.0, 9.0, 1.2, 0.9, 1.2], HALF: [1.0, 1.3, 1.3]}
+    order: list[Choice] = []
+
+    def step(choice: Choice) -> float:
+        order.append(choice)
+        return times[choice][order.count(choice) - 1]
+
+    found = measure(step, [PLAIN, LAST, HALF], warm=1, steps=4)
+    assert [order.count(choice) for choice in (PLAIN, LAST, HALF)] == [5, 5, 3], "one turn may be slow by chance"
+    assert found == [Measured(PLAIN, 1.0), Measured(LAST, 0.9), Measured(HALF, 1.3)]
+
+
+@pytest.mark.parametrize(("seconds", "turns", "told"), [(1e9, 6, 1.0), (24, 2, 2.0), (10, 1, 10.0), (0, 1, 10.0)])
 def test_no_turn_begins_after_the_time_is_up(seconds: float, turns: int, told: float) -> None:
-    times = iter([10.0, 10.0, 2.0, 8.0, 3.0, 8.0, 4.0, 8.0])
+    times = iter([10.0, 10.0, 2.0, 2.4, 3.0, 2.4, 1.0, 1.2, 4.0, 2.4, 4.0, 2.4])
     count = 0
 
     def step(choice: Choice) -> float:
@@ -169,8 +182,8 @@ def test_the_plainest_of_those_that_are_as_fast_as_any(times: list[float | None]
         return
     seconds = times[chosen]
     assert seconds is not None
-    assert seconds <= 1.05 * min(ran)
-    assert all(before is None or before > 1.05 * min(ran) for before in times[:chosen])
+    assert seconds <= 1.02 * min(ran)
+    assert all(before is None or before > 1.02 * min(ran) for before in times[:chosen])
 
 
 # that nothing changes
@@ -311,9 +324,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Choice]:
 def test_the_second_run_does_not_measure_again(tmp_path: Path, counted: list[Choice]) -> None:
     choice, facts = settle(hardware(), Module(), BATCH, tmp_path, {"name": "net"})
     assert choice == LAST
-    assert len(counted) == 4 * 4
+    assert len(counted) == 3 * 4 + 3, "the slower ones rest"
     again, known = settle(hardware(), Module(), BATCH, tmp_path, {"name": "net"})
-    assert (again, len(counted)) == (LAST, 16)
+    assert (again, len(counted)) == (LAST, 15)
     assert facts is not None
     assert known == {**facts, "known": True}
     assert facts["choice"] == {"precision": "fp32", "memory_format": "channels_last", "compile": False}
@@ -354,7 +367,7 @@ def test_a_damaged_file_is_measured_again(text: str, tmp_path: Path, counted: li
     [path] = (tmp_path / "tuning").iterdir()
     path.write_text(text)
     assert settle(hardware(), Module(), BATCH, tmp_path, {})[0] == LAST
-    assert len(counted) == 32
+    assert len(counted) == 30
     assert "question" in json.loads(path.read_text())
 
 
@@ -376,7 +389,7 @@ def test_other_ranks_follow_rank_0(tmp_path: Path, counted: list[Choice], monkey
     settle(hardware(), Module(), BATCH, tmp_path, {})
     rank1.join(60)
     assert followed == [LAST]
-    assert len(counted) == 16, "rank 1 measured nothing"
+    assert len(counted) == 15, "rank 1 measured nothing"
 
 
 def test_a_rank_does_not_wait_for_ever(tmp_path: Path) -> None:
@@ -393,4 +406,4 @@ def test_the_whole_way(tmp_path: Path) -> None:
     assert facts is not None
     seconds = {Choice(row["precision"], row["memory_format"], row["compile"]): row["seconds"] for row in facts["measured"]}
     assert len(seconds) == 4
-    assert seconds[choice] <= 1.05 * min(found for found in seconds.values() if found is not None)
+    assert seconds[choice] <= 1.02 * min(found for found in seconds.values() if found is not None)

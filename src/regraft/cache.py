@@ -1,36 +1,38 @@
 """A content-addressed store of activations: what a frozen net gives for a picture is computed once and read ever after.
 
 A store is a folder named by the hash of its description (transform, view, architecture and weights below the boundary, dtype).
-It holds *segments*: immutable folders of rows that are written aside and published by one rename, so that a reader sees a
-whole segment or none. Rows are found by the picture's content hash: sets that share pictures share rows.
+It holds segments (segments.py), so that a reader sees whole rows or none. Rows are found by the picture's content hash: sets that
+share pictures share rows. Two locks lie in a store: `lock`, of the one that builds, and `used`, which readers share and whoever
+removes the store must have alone; its time says when the store was last used.
 """
 
 from __future__ import annotations
 
-import json
+import errno
+import math
 import os
 import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock
-
 from regraft.errors import Problem, UserError
-from regraft.files import digest, sha256, write_json
+from regraft.eviction import FOLDER, USED, claim, evict, last_used, size, stores_in
+from regraft.files import digest, write_json
+from regraft.locks import Lock
+from regraft.ranks import ALONE, Ranks
 from regraft.registry import Spec, doc
+from regraft.segments import BUILDING, DAMAGED, KEY, PUBLISHED, Damaged, Segment, Writer, listed, read, set_aside, sweep
 
 if TYPE_CHECKING:
-    from io import FileIO
-
+    import numpy as np
     import torch
     from torch import Tensor
 
-KEY = 32  # bytes of a sha256
+LOCK, ABOUT = "lock", "store.json"
+Compute = Callable[[list[int], list[int]], Iterator[Sequence["Tensor"]]]
 
 
 class CacheSpec(Spec):
@@ -41,28 +43,40 @@ class CacheSpec(Spec):
     )
     dir: str | None = doc("folder of the store; null: regraft in the user's cache folder", decides=False, path=True)
     max_gb: float = doc("GB that stored activations may take", gt=0, decides=False)
+    views: int | None = doc("pre-drawn views of each picture, in place of a random augmentation that runs live; null: none", ge=1)
     dtype: Literal["float32", "bfloat16"] = doc("precision in which frozen stages are computed and stored")
 
     def folder(self) -> Path:
-        if self.dir:
-            return Path(self.dir).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "regraft"
+        return Path(self.dir).expanduser() if self.dir else default_folder()
+
+
+def default_folder() -> Path:
+    """regraft's folder in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "regraft"
 
 
 class NoRoom(UserError):
-    """The rows can't be kept: they are more than `cache.max_gb` allows, or the disk is full."""
+    """The rows can't be kept: they are more than `cache.max_gb` allows, the disk is full, or this user may not write there."""
 
 
 @dataclass
 class Rows:
-    """Rows of one store, memory-mapped: `rows[i]` of the asked-for keys."""
+    """Rows of one store, memory-mapped, in the order of the asked-for keys; the store is in use as long as they live."""
 
     pages: list[Tensor]  # each [n, ...], of one segment
     page: Tensor  # [keys] int64: which page holds a key's row
     row: Tensor  # [keys] int64: which row of it
+    row_shape: tuple[int, ...]
+    dtype: torch.dtype
+    use: Lock | None = None
 
     def __len__(self) -> int:
         return len(self.page)
+
+    @property
+    def bytes(self) -> int:
+        """Of one row."""
+        return math.prod(self.row_shape) * self.dtype.itemsize
 
     def gather(self, index: Tensor) -> Tensor:
         """[b] int64 -> [b, ...]: a copy, in memory, of the rows"""
@@ -70,12 +84,13 @@ class Rows:
 
         page, row = self.page[index], self.row[index]
         if len(self.pages) == 1:
-            return self.pages[0][row]
-        out = torch.empty(len(index), *self.pages[0].shape[1:], dtype=self.pages[0].dtype)
-        for number in page.unique().tolist():
-            mine = page == number
-            out[mine] = self.pages[number][row[mine]]
-        return out
+            return self.pages[0].index_select(0, row)
+        order = page.argsort()  # page by page, and then into the order that was asked for: no loop over rows
+        row, start, out = row[order], 0, torch.empty(len(index), *self.row_shape, dtype=self.dtype)
+        for rows, count in zip(self.pages, page.bincount(minlength=len(self.pages)).tolist(), strict=True):
+            torch.index_select(rows, 0, row[start : start + count], out=out[start : start + count])
+            start += count
+        return out.index_select(0, order.argsort())
 
 
 class Store:
@@ -83,147 +98,255 @@ class Store:
 
     def __init__(self, folder: Path, description: dict[str, Any]) -> None:
         self.key = digest(description)
-        self.folder = folder / "activations" / self.key[:32]
+        self.folder = folder / FOLDER / self.key[:32]
         self.description = description
-        self._whole: set[Path] = set()  # segments whose checksum this process has seen to be right
+        self._use: Lock | None = None
 
-    def missing(self, keys: Sequence[str]) -> int:
-        """How many different contents of these keys have no row yet."""
-        return len(self._missing(keys))
-
-    def await_builder(self, keys: Sequence[str], seconds: float = 30) -> None:
-        """Wait until another process has begun to build, or has built, these rows; for at most `seconds`."""
-        end = time.monotonic() + seconds
-        while self._missing(keys) and not list(self.folder.glob(".building-*")) and time.monotonic() < end:
-            time.sleep(0.05)
-
-    def ensure(self, keys: Sequence[str], compute: Callable[[list[int]], Iterable[Tensor]]) -> int:
-        """Make sure that every key (a sha256 in hex) has a row; returns how many were computed now.
-
-        `compute` gets the positions in `keys` of the missing rows and yields their rows in that order, in batches [b, ...].
-        One process builds while others wait for the lock. Raises NoRoom where the disk is full or the
-        folder can't be written; then nothing is left behind.
-        """
-        if not self._missing(keys):
-            return 0
-        with self._writing():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / "lock").acquire()
-        with lock:
-            missing = self._missing(keys)  # another process may have built them while this one waited
-            if missing:
-                self._sweep()
-                with self._writing():
-                    write_json(self.folder / "store.json", self.description)
-                self._publish([keys[position] for position in missing], compute(missing))
-        return len(missing)
+    def missing(self, keys: Sequence[str]) -> list[int]:
+        """Positions of the keys (sha256 in hex) that have no row yet, each content once."""
+        asked = _Asked(keys)
+        return sorted(asked.first[self.find(asked).page < 0].tolist())
 
     def open(self, keys: Sequence[str]) -> Rows:
-        """The rows of these keys, which `ensure` has made sure of. Raises KeyError for one that is not there."""
+        """The rows of these keys, which `fill` has made sure of. Raises NoRoom where they have gone since."""
         import torch
 
-        segments = self._segments()
-        places: dict[bytes, tuple[int, int]] = {}
-        for number, segment in enumerate(segments):
-            names = (segment / "keys.bin").read_bytes()
-            for row in range(len(names) // KEY):
-                places.setdefault(names[row * KEY : (row + 1) * KEY], (number, row))
-        found = [places[bytes.fromhex(key)] for key in keys]
-        used = sorted({number for number, _ in found})
-        pages = [_map(segments[number]) for number in used]
-        page = torch.tensor([used.index(number) for number, _ in found], dtype=torch.int64)
-        return Rows(pages, page, torch.tensor([row for _, row in found], dtype=torch.int64))
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """What the disk refuses is told as NoRoom."""
+        self.use()
+        asked = _Asked(keys)
+        found = self.find(asked)
+        used, page = found.used()
         try:
-            yield
-        except OSError as error:
-            remedy = f"can't write ({error.strerror}); free room, or name another folder with cache.dir"
-            raise NoRoom(Problem("cache.dir", str(self.folder), remedy)) from error
+            pages = [segment.map() for segment in used]
+        except (OSError, RuntimeError):  # torch raises RuntimeError for a file that has gone
+            pages = []
+        if len(pages) < len(used) or (page < 0).any():
+            remedy = "rows that were there have gone or are damaged; the same command again computes them"
+            raise NoRoom(Problem("cache.dir", str(self.folder), remedy))
+        shape, dtype = (used[0].shape, used[0].dtype) if used else ((), "float32")
+        rows = torch.from_numpy(found.row[asked.which]), torch.from_numpy(page[asked.which])
+        return Rows(pages, rows[1], rows[0], shape, getattr(torch, dtype), self._use)
 
-    def _segments(self) -> list[Path]:
-        """Whole segments, oldest first; one whose rows are not what was written is set aside, and so built again."""
+    def use(self) -> None:
+        """Marks the store as in use, by this process and now; does nothing where there is no store."""
+        if self._use is None or not self._use.stands:
+            self._use = None
+            with suppress(OSError):
+                self._use = Lock(self.folder / USED, alone=False)
+        with suppress(OSError):  # another user's file can't be touched
+            os.utime(self.folder / USED)
+
+    def begin(self) -> Lock:
+        """The builder's lock, waited for; makes the folder where there is none. Raises OSError where it can't be written."""
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # it was evicted in this moment
+                self._use = Lock(self.folder / USED, alone=False)
+                return Lock(self.folder / LOCK, alone=True)
+
+    def clean(self) -> None:
+        """For the builder alone: removes what a killed one left and what was damaged; says what the store is."""
+        sweep(listed(self.folder, BUILDING, DAMAGED, f".{ABOUT}."))
+        if not (self.folder / ABOUT).is_file():
+            write_json(self.folder / ABOUT, self.description)
+
+    def segments(self) -> list[Segment]:
+        """Whole segments; a damaged one is set aside, and so built again."""
         found = []
-        for segment in sorted(self.folder.glob("segment-*")):
-            if segment not in self._whole and _damaged(segment):
-                shutil.rmtree(segment, ignore_errors=True)
+        for path in listed(self.folder, PUBLISHED):
+            try:
+                segment = read(path)
+            except Damaged:
+                set_aside(path)
             else:
-                self._whole.add(segment)
-                found.append(segment)
+                found += [segment] if segment else []
+        if len({(segment.shape, segment.dtype) for segment in found}) > 1:  # each is whole, but they can't all be of this store
+            for segment in found:
+                set_aside(segment.path)
+            return []
         return found
 
-    def _missing(self, keys: Sequence[str]) -> list[int]:
-        """Positions of the keys that have no row, each content once."""
-        there: set[bytes] = set()
-        for segment in self._segments():
-            names = (segment / "keys.bin").read_bytes()
-            there.update(names[start : start + KEY] for start in range(0, len(names), KEY))
-        missing = []
-        for position, key in enumerate(keys):
-            if bytes.fromhex(key) not in there:
-                there.add(bytes.fromhex(key))
-                missing.append(position)
-        return missing
+    def find(self, asked: _Asked) -> _Found:
+        """Where the rows of these contents lie."""
+        import numpy as np
 
-    def _sweep(self) -> None:
-        """Remove what a killed builder left; the lock is held, so nobody is building."""
-        for part in self.folder.glob(".building-*"):
-            shutil.rmtree(part, ignore_errors=True)
-
-    def _publish(self, keys: list[str], batches: Iterable[Tensor]) -> None:
-        with self._writing():
-            part = Path(tempfile.mkdtemp(prefix=".building-", dir=self.folder))
-        try:
-            shape: list[int] = []
-            dtype = ""
-            with (part / "rows.bin").open("wb", buffering=0) as file:
-                for rows in batches:
-                    shape, dtype = list(rows.shape[1:]), str(rows.dtype).removeprefix("torch.")
-                    self._write(file, _bytes(rows))
-                os.fsync(file.fileno())
-            meta = {"rows": len(keys), "shape": shape, "dtype": dtype, "sha256": sha256(part / "rows.bin")}
-            with self._writing():
-                (part / "keys.bin").write_bytes(b"".join(map(bytes.fromhex, keys)))
-                write_json(part / "segment.json", meta)
-                number = len(list(self.folder.glob("segment-*")))
-                part.rename(self.folder / f"segment-{number:06d}-{digest(keys)[:12]}")
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-
-    def _write(self, file: FileIO, data: memoryview) -> None:
-        """All of the bytes; what fails here is the disk, not the picture."""
-        with self._writing():
-            while data:
-                data = data[file.write(data) or 0 :]
+        found = _Found(self.segments(), np.full(len(asked.content), -1), np.zeros(len(asked.content), np.int64))
+        for number, segment in enumerate(found.segments if len(asked.content) else []):
+            with suppress(OSError):
+                keys = segment.keys()
+                order = np.argsort(keys)  # sorted keys are looked up in a third of the time
+                at = np.searchsorted(asked.content, keys[order]) % len(asked.content)
+                hits = asked.content[at] == keys[order]
+                found.page[at[hits]], found.row[at[hits]] = number, order[hits]
+        return found
 
 
-def stored(folder: Path) -> int:
-    """Bytes of all rows in a cache folder."""
-    return sum(path.stat().st_size for path in (folder / "activations").glob("*/segment-*/rows.bin"))
+class _Asked:
+    """Keys, sorted once. [n] positions ask for [c] different contents."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        import numpy as np
+
+        self.all = np.frombuffer(bytes.fromhex("".join(keys)), f"S{KEY}")  # [n]
+        order = np.argsort(self.all, kind="stable")
+        ordered = self.all[order]
+        new = np.ones(len(keys), bool)
+        new[1:] = ordered[1:] != ordered[:-1]
+        self.content = ordered[new]  # [c], sorted
+        self.first = order[new]  # [c]: the first position that asks for it
+        self.which = np.empty(len(keys), np.int64)  # [n]: which content a position asks for
+        self.which[order] = np.cumsum(new) - 1
 
 
-def _bytes(rows: Tensor) -> memoryview:
-    import torch
+@dataclass
+class _Found:
+    segments: list[Segment]
+    page: np.ndarray  # [c]: number of the segment that holds a content's row; -1: none
+    row: np.ndarray  # [c]: which row of it
 
-    return memoryview(rows.contiguous().cpu().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    def used(self) -> tuple[list[Segment], np.ndarray]:
+        """The segments that hold something asked for, and `page` as their numbers."""
+        import numpy as np
+
+        numbers = np.unique(self.page[self.page >= 0])
+        return [self.segments[number] for number in numbers], np.where(self.page < 0, -1, np.searchsorted(numbers, self.page))
 
 
-def _damaged(segment: Path) -> bool:
-    with suppress(OSError, ValueError, KeyError):
-        meta = json.loads((segment / "segment.json").read_text())
-        whole = (segment / "keys.bin").stat().st_size == meta["rows"] * KEY
-        return not (whole and sha256(segment / "rows.bin") == meta["sha256"])
-    return True
+def fill(stores: Sequence[Store], keys: Sequence[str], compute: Compute, ranks: Ranks = ALONE) -> list[int]:
+    """Makes sure that every store has a row for every key (sha256 in hex); how many all ranks together computed now, for each store.
+
+    `compute(positions, wanted)` gets positions in `keys` and which stores want their rows (indices into `stores`), and yields in the order
+    of the positions, in batches, one tensor [b, ...] for each wanted store. What is there is not computed again, and each content once.
+    One process builds a store while others wait for its lock; its ranks share the work, and all must call this. Raises NoRoom where the
+    disk is full or the folder can't be written, and whatever `compute` raises, on all ranks; whole rows that were computed before stay.
+    """
+    with ExitStack() as held:
+        todo: list[Any] = []
+        with ranks.together():
+            if ranks.rank == 0:
+                todo = _plan(stores, keys, held)
+        [todo, *_] = ranks.share(todo)
+        written = [0] * len(stores)
+        with ranks.together():
+            for store in stores:
+                store.use()
+            if todo:
+                written = _build(stores, keys, compute, [(wanted, _part(runs, ranks)) for wanted, runs in todo])
+        return [sum(each) for each in zip(*ranks.share(written), strict=True)]
 
 
-def _map(segment: Path) -> Tensor:
+def _plan(stores: Sequence[Store], keys: Sequence[str], held: ExitStack) -> list[Any]:
+    """[wanted stores, runs [start, stop) of positions] for each set of stores that lack the same rows; their locks are then `held`."""
     import numpy as np
-    import torch
 
-    meta = json.loads((segment / "segment.json").read_text())
-    dtype: torch.dtype = getattr(torch, {"float32": "float32", "bfloat16": "bfloat16"}[meta["dtype"]])
-    raw = np.memmap(segment / "rows.bin", dtype=np.uint8, mode="c")  # copy on write: torch wants it writable, the file never changes
-    return torch.from_numpy(raw).view(dtype).view(meta["rows"], *meta["shape"])
+    asked = _Asked(keys)
+
+    def lacking() -> Any:  # [stores, contents]
+        return np.array([store.find(asked).page < 0 for store in stores])
+
+    for store in stores:
+        store.use()
+    absent = lacking()
+    lacks = sorted((store for store, some in zip(stores, absent.any(1), strict=True) if some), key=lambda store: store.folder)
+    if not lacks:
+        return []
+    for store in lacks:  # always in this order, so that no two runs wait for each other
+        with _writing(store.folder):
+            held.enter_context(store.begin())
+            store.clean()
+    absent = lacking()  # another process may have built them while this one waited
+    patterns, group = np.unique(absent, axis=1, return_inverse=True)
+    plan = []
+    for number, pattern in enumerate(patterns.T):
+        if pattern.any():
+            positions = np.sort(asked.first[group.reshape(-1) == number])
+            ends = np.flatnonzero(np.diff(positions) != 1)
+            runs = np.stack([positions[np.r_[0, ends + 1]], positions[np.r_[ends, -1]] + 1], axis=1)
+            plan.append([np.flatnonzero(pattern).tolist(), runs.tolist()])
+    return plan
+
+
+def _part(runs: Sequence[Sequence[int]], ranks: Ranks) -> list[int]:
+    """A rank's share of the positions."""
+    positions = [position for start, stop in runs for position in range(start, stop)]
+    return positions[len(positions) * ranks.rank // ranks.world : len(positions) * (ranks.rank + 1) // ranks.world]
+
+
+def _build(stores: Sequence[Store], keys: Sequence[str], compute: Compute, todo: Sequence[tuple[list[int], list[int]]]) -> list[int]:
+    writers = [Writer(store.folder) for store in stores]
+    with ExitStack() as parts:
+        for writer in writers:
+            parts.callback(writer.discard)
+        try:
+            for wanted, positions in todo:
+                start = 0
+                for batch in compute(positions, wanted) if positions else ():
+                    names = positions[start : start + len(batch[0])]
+                    start += len(batch[0])
+                    raw = bytes.fromhex("".join(keys[position] for position in names))
+                    for number, rows in zip(wanted, batch, strict=True):
+                        with _writing(stores[number].folder):
+                            writers[number].add(raw, rows)
+                if start != len(positions):
+                    raise ValueError(f"{start} rows were computed of {len(positions)}")
+        except BaseException as error:
+            if not isinstance(error, NoRoom):
+                with suppress(OSError):  # a broken picture, or ctrl-c: what was computed is right
+                    for writer in writers:
+                        writer.publish()
+            raise
+        for store, writer in zip(stores, writers, strict=True):
+            with _writing(store.folder):
+                writer.publish()
+    return [writer.rows for writer in writers]
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """What the disk refuses is told as NoRoom."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = "free room (regraft cache prune --max-gb N)" if full else "ask for the right to write there"
+        remedy = f"can't write ({error.strerror}); {cure}, or name another folder with cache.dir"
+        raise NoRoom(Problem("cache.dir", str(folder), remedy)) from error
+
+
+def make_room(folder: Path, need: int, max_bytes: float, keep: Sequence[Store]) -> None:
+    """Evicts whole stores, the longest unused first, until `need` bytes more fit `max_bytes` and the disk.
+
+    None is evicted that a process uses or that is one of `keep`. Raises NoRoom where that leaves too little; then none is evicted.
+    Of several ranks one alone should call this.
+    """
+    if need <= 0:
+        return
+    sizes = {each: size(each) for each in stores_in(folder)}
+    total, free = sum(sizes.values()), _free(folder)
+    lacking = max(total + need - max_bytes, need - free)
+    claimed: list[tuple[Path, Lock]] = []
+    for each in sorted(sizes.keys() - {store.folder for store in keep}, key=last_used):
+        if lacking > 0 and (lock := claim(each)):
+            claimed.append((each, lock))
+            lacking -= sizes[each]
+    if lacking > 0:
+        freed = sum(sizes[each] for each, _ in claimed)
+        if need > free + freed:
+            remedy = f"{_gb(need)} GB would be stored and the disk has {_gb(free + freed)}; free room, or name a folder on another disk"
+            raise NoRoom(Problem("cache.dir", str(folder), remedy))
+        kept = f" beside {_gb(total - freed)} that are in use" if total > freed else ""
+        remedy = f"{_gb(need)} GB would be stored{kept}; cache.max_gb={_gb(total - freed + need, up=True)} would do"
+        raise NoRoom(Problem("cache.max_gb", max_bytes / 1e9, remedy))
+    for each, lock in claimed:
+        evict(each, lock)
+
+
+def _free(folder: Path) -> float:
+    """Bytes that the disk of a folder, which need not be there yet, has for this user."""
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    return shutil.disk_usage(there).free
+
+
+def _gb(count: float, up: bool = False) -> str:
+    """Bytes in GB, in three figures."""
+    value = count / 1e9 * (1.01 if up else 1)  # what a user is told to give must do, also when it is rounded
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -119,22 +119,10 @@ def _print_config(job: Any, what: str) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from regraft import config, sweep
+    from regraft import ahead, config, sweep
 
     planned = sweep.plan(config.Composer(options.config_name, options.config_dir).jobs(options.overrides, options.multirun))
-    first, done = planned[0].job.settings, sum(each.done for each in planned)
-    print(f"{len(planned)} run{'s' if len(planned) > 1 else ''}, nothing wrong{f'; {done} done already' if done else ''}")
-    if len(planned) == 1:
-        batch = first.batch
-        division = f"{batch.devices} devices x {batch.micro} pictures x {batch.accumulate} micro-batches"
-        print(
-            f"  {first.model.name} ({first.model.weights}) on {first.dataset.name} at {first.size} px, freeze {first.freeze.name},", end=" "
-        )
-        steps, epochs = first.trainer.max_steps, first.trainer.max_epochs
-        print(f"augmentation {first.augmentation.name}, {f'{steps} steps' if steps else f'{epochs} epochs'}")
-        print(f"  batch {batch.size} = {division}, on {first.hardware.accelerator()}")
-    for each in planned:
-        print(f"  {_shown(each.folder.path)}  {shlex.join(each.job.overrides)}".rstrip())
+    print("\n".join(ahead.lines(planned, sweep.groups(planned), sweep.ahead(planned), _shown)))
     return 0
 
 
@@ -193,6 +181,12 @@ def _cost(options: argparse.Namespace) -> int:
         costs = [(spec, keys, cost.measure(spec, options.size)) for spec, keys in listing.nets()]
     Console(highlight=False, width=max(Console().width, 130)).print(cost.table(costs))  # a narrow terminal wraps lines; figures stay whole
     return 0
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from regraft import storage
+
+    return storage.command(**vars(options))
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -329,6 +323,22 @@ VERBS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] 
             (("--size",), {"type": int, "default": 224, "metavar": "PX", "help": "side of the pictures that --cost measures with (224)"}),
         ],
         "the config groups, or one group's entries and their keys",
+    ),
+    "cache": (
+        _cache,
+        [
+            (
+                ("action",),
+                {"choices": ["list", "prune", "verify"], "help": "show what is stored, remove activations, or compare checksums"},
+            ),
+            (("--dir",), {"metavar": "DIR", "help": "the cache folder: the cache.dir of your runs (regraft in the user's cache folder)"}),
+            (("--json",), {"action": "store_true", "help": "list: JSON instead of a table, sizes in bytes"}),
+            (("--max-gb",), {"type": float, "metavar": "N", "help": "prune: remove the longest unused until N GB of activations are left"}),
+            (("--unused-days",), {"type": float, "metavar": "N", "help": "prune: remove what no run has used for N days"}),
+            (("--all",), {"action": "store_true", "help": "prune: remove all activations that no process uses"}),
+            (("--dry-run",), {"action": "store_true", "help": "prune: only show what would be removed"}),
+        ],
+        "what the cache folder holds; prune removes activations alone: weights/ is what run folders need to be opened",
     ),
     "evaluate": (
         _evaluate,

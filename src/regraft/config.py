@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from hydra import compose, initialize_config_module
@@ -31,6 +31,9 @@ from regraft.augment import filled
 from regraft.errors import Problem, UserError, shown
 from regraft.mistakes import TOP, hint, keys, knows, own_files, refused, unavailable, unresolved, with_file
 from regraft.settings import FILES_GROUPS, GROUPS, MISSING, Settings, checked, paths
+
+if TYPE_CHECKING:
+    from regraft.datasets.source import Source
 
 Plain = dict[str, Any]
 CHOICE = re.compile(rf"^\+{{0,2}}({'|'.join((*GROUPS, *FILES_GROUPS))})(\.name)?=")
@@ -312,20 +315,21 @@ class Plan:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs = list(jobs)
-        self._found: dict[str, Plain | UserError] = {}
+        self._found: dict[str, tuple[Plain, Source] | UserError] = {}
 
-    def data(self, job: Job) -> Plain:
-        """The facts of a job's dataset: fingerprint, sizes, classes, skipped. Raises UserError for a set that can't be used."""
+    def data(self, job: Job) -> tuple[Plain, Source]:
+        """Facts of a job's data (fingerprint, sizes, classes, skipped), and its pictures. Raises UserError for a set that can't be used."""
         key = repr(job.settings.dataset)
         if key not in self._found:
             try:
                 source = job.settings.dataset.open(job.settings.cache.folder())
-                self._found[key] = {
+                facts = {
                     "name": job.settings.dataset.name,
                     "fingerprint": source.fingerprint(),
                     **source.facts(),
                     "skipped": [{"file": problem.key, "problem": problem.remedy} for problem in source.skipped],
                 }
+                self._found[key] = facts, source
             except UserError as error:
                 self._found[key] = error
         found = self._found[key]

@@ -17,17 +17,17 @@ from regraft import freezing
 from regraft.batches import GlobalBatches
 from regraft.computing import autocast, chosen, device_of
 from regraft.ema import EMA
-from regraft.epochs import Best, Epochs
+from regraft.epochs import Epochs
 from regraft.errors import Problem, UserError
 from regraft.feeds import Feed, truth
 from regraft.hardware import Batch as Arithmetic
 from regraft.hardware import Choice
+from regraft.judging import Best
 from regraft.layout import HEAD
 from regraft.progress import Bar
-from regraft.reading import EXTRACT
 from regraft.record import CHECKPOINT, METRICS, Metrics, RunFolder
 from regraft.supply import Supply
-from regraft.tasks.module import PhaseModule, frozen
+from regraft.tasks.module import PhaseModule
 from regraft.tasks.units import Units
 from regraft.tuning import applied, settle
 
@@ -55,9 +55,19 @@ warnings.filterwarnings("ignore", r".*compute.*method of metric.*was called befo
 class Engine:
     """One run's training. Below a boundary the cache answers, where it pays; above it Lightning trains."""
 
-    def __init__(self, settings: Settings, chain: Chain, source: Source, folder: RunFolder, say: Callable[[str], None], show: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        chain: Chain,
+        source: Source,
+        folder: RunFolder,
+        say: Callable[[str], None],
+        show: bool,
+        supply: Supply | None = None,
+    ) -> None:
+        """`supply`: that of another engine with the same chain, data and augmentation, whose rows this one shares; None: one of its own."""
         self.settings, self.chain, self.source, self.folder, self.say, self.show = settings, chain, source, folder, say, show
-        self.supply = Supply(settings, chain, source, say, show)
+        self.supply = supply or Supply(settings, chain, source, say, show)
         self.samples = self.supply.samples
         self.batch_steps = GlobalBatches(
             len(self.samples["train"]), settings.batch, **self.supply.reading.sampling()
@@ -86,7 +96,8 @@ class Engine:
 
         Raises UserError for a checkpoint that can't be read, and for a boundary that can't be cached under cache.mode=require.
         """
-        last = self._checkpoint()
+        last = self.checkpoint()
+        last = {} if "stacked" in last else last  # of a head among others, which could not go on there
         mine = last.get("regraft", {})
         self.best = Best(**mine["best"]) if mine else Best()
         for number, phase in enumerate(self.phases):  # a warm-up that no phase has room for is told before the first one trains
@@ -95,17 +106,26 @@ class Engine:
             Metrics(self.folder / METRICS).start(mine.get("epochs", 0))
         if mine:
             self.say(f"goes on after epoch {mine['epochs'] - 1}, from {CHECKPOINT}")
+        self.supply.prepare(self.phases)
         first_epoch = 0
         for number, phase in enumerate(self.phases):
             here = bool(mine) and number == mine["phase"]
             if here and mine["over"]:
-                self.chain.load_state_dict({name.removeprefix("chain."): t for name, t in last["state_dict"].items()}, strict=False)
+                self._load(last["state_dict"])
             elif here or not mine or number > mine["phase"]:
-                self._phase(number, phase, first_epoch, mine if here else None, loggers, rank)
+                self._phase(number, phase, first_epoch, last if here else {}, loggers, rank)
             first_epoch += phase.epochs
+        self.hold()
+        return self.best
+
+    def hold(self) -> None:
+        """The chain holds the kept epoch's weights."""
         self.chain.load_state_dict(self.best.state, strict=False)
         self.chain.requires_grad_(False).eval()
-        return self.best
+
+    def _load(self, state: dict[str, Tensor]) -> None:
+        """A checkpoint's tensors into the chain."""
+        self.chain.load_state_dict({name.removeprefix("chain."): tensor for name, tensor in state.items()}, strict=False)
 
     def _drawn(self) -> list[Phase]:
         """The policy's phases, each from the lowest stage in which anything trains. Raises UserError for one that does not suit the net."""
@@ -128,20 +148,15 @@ class Engine:
 
     @torch.inference_mode()
     def answers(self, split: str) -> Tensor:
-        """Logits [n, classes], in float32, for a split's pictures in their order; above the lowest boundary of all phases."""
-        boundary, device = self.lowest, device_of(self.settings.hardware)
-        feed = self.supply.feeds(boundary)[split]
-        self.chain.to(device).eval()
-        found = [torch.empty(0, len(self.source.classes))]
-        rows = 1024 if boundary == HEAD else EXTRACT  # features are small, what enters a lower stage is not
-        with autocast(device, chosen(self.settings.hardware, self.tuned)):
-            for batch in feed.in_order(rows if feed.cached else EXTRACT, 0 if feed.cached else self.settings.hardware.readers()):
-                x = batch.x.to(device)
-                if not feed.cached:
-                    x = self.chain.prepare(x)
-                    x = x if boundary == self.chain.stages[0] else frozen(self.chain, x, boundary, self.supply.dtype)
-                found.append(self.chain(x.float(), start=boundary).float().cpu())
-        return torch.cat(found) if self.units is None else self.units.back(torch.cat(found))
+        """Logits [n, classes], in float32, for a split's pictures in their order; above the lowest boundary of all phases. With
+        evaluate.views those whose scores are the mean over the views."""
+        task, found = self.settings.task, [torch.empty(0, len(self.source.classes))]
+        with autocast(device_of(self.settings.hardware), chosen(self.settings.hardware, self.tuned)):
+            for views in self.supply.entering(split, self.lowest):  # [views, b, ...]
+                logits = torch.stack([self.chain(x, start=self.lowest).float().cpu() for x in views])
+                logits = logits if self.units is None else self.units.back(logits)
+                found.append(task.averaged(logits) if len(logits) > 1 else logits[0])
+        return torch.cat(found)
 
     def measured(self, logits: Tensor, truth: Tensor) -> dict[str, float]:
         """The task's metrics and the loss of a whole split, in double precision: logits [n, k], numbers in the data's own units; truth
@@ -162,14 +177,14 @@ class Engine:
             self.chain.whitening = self.supply.reading.whitening()
             self.changing |= {name for name in self.chain.state_dict() if name.startswith("whitening.")}
 
-    def _phase(
-        self, number: int, phase: Phase, first_epoch: int, resumed: dict[str, Any] | None, loggers: Sequence[Logger], rank: int
-    ) -> None:
-        s = self.settings
+    def _phase(self, number: int, phase: Phase, first_epoch: int, checkpoint: dict[str, Any], loggers: Sequence[Logger], rank: int) -> None:
+        s, resumed = self.settings, checkpoint.get("regraft")
         freezing.gradients(self.chain, phase)
         if not any(parameter.requires_grad for parameter in self.chain.parameters()):
             self.say(f"{phase.name}: nothing trains (head={s.head.name} has no parameters)")
             return
+        if resumed:  # rows are made by the weights that this phase began with
+            self._load(checkpoint["state_dict"])
         feeds = self.supply.feeds(phase.boundary, phase, self.phases[:number])
         module = self.module(phase, number)
         if s.hardware.syncs():
@@ -184,13 +199,13 @@ class Engine:
             ),
             "val": GlobalBatches(len(feeds["val"]), _forward(s.batch), rank=rank),
         }
-        loaders = {split: feeds[split].loader(batches[split], 0 if feeds[split].cached else s.hardware.readers()) for split in batches}
+        loaders = {split: feeds[split].loader(batches[split], 0 if feeds[split].light else s.hardware.readers()) for split in batches}
         choice = self._choice(number, module, feeds["train"], rank)
         bar = Bar(s.monitor) if self.show else None
         ema = EMA(s.trainer.ema) if s.trainer.ema is not None else None
         epochs = Epochs(self.folder, s, number, batches["train"], self.best, ema, bar)
         if resumed:
-            epochs.waited, epochs.peak = resumed["waited"], resumed["peak"]
+            epochs.judge.waited, epochs.judge.peak = resumed["waited"], resumed["peak"]
             batches["train"].set_epoch(resumed["epochs"] - first_epoch)
         trainer = pl.Trainer(
             max_epochs=phase.epochs,
@@ -234,6 +249,11 @@ class Engine:
             )
         return choice
 
+    def settled(self, feed: Feed) -> Choice:
+        """What the first phase is computed in."""
+        hardware = self.settings.hardware
+        return self._choice(0, self.module(self.phases[0], 0), feed, 0) if hardware.measures() else hardware.plainest()
+
     def module(self, phase: Phase, number: int) -> PhaseModule:
         """The Lightning module of a phase."""
         s = self.settings
@@ -266,7 +286,8 @@ class Engine:
         short = most is not None and number == len(self.phases) - 1 and most % self.batch_steps
         return (self.epochs - 1, short) if short else None
 
-    def _checkpoint(self) -> dict[str, Any]:
+    def checkpoint(self) -> dict[str, Any]:
+        """What an interrupted run has left; empty where there is nothing. Raises UserError for one that can't be read."""
         path = self.folder / CHECKPOINT
         if not path.is_file():
             return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Problem(NamedTuple):
@@ -36,6 +36,13 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[type[UserError], tuple[list[Problem]]]:
         """So that it crosses from one process to another as it is."""
         return type(self), (self.problems,)
+
+
+def facts(error: BaseException, rank: int = 0) -> dict[str, Any]:
+    """What a record says of the error that ended a run."""
+    problems = error.problems if isinstance(error, UserError) else []
+    message = "\n".join(map(str, problems)) if problems else str(error)
+    return {"kind": type(error).__name__, "message": message, "problems": [list(map(str, each)) for each in problems], "rank": rank}
 
 
 def shown(value: object) -> str:

@@ -15,12 +15,16 @@ from regraft.batches import Batch, GlobalBatches, Share
 from regraft.datasets.pictures import fit
 from regraft.errors import UserError
 from regraft.hardware import Batch as Arithmetic
-from regraft.views import IDENTITY, View
+from regraft.streams import generator
+from regraft.views import IDENTITY, Drawn, Seen
 
 if TYPE_CHECKING:
     from regraft.cache import Rows
-    from regraft.datasets.source import Sample, Source
+    from regraft.datasets.samples import Samples
+    from regraft.datasets.source import Source
     from regraft.whitening import Colours
+
+EXTRACT = 64  # pictures of a batch that is only looked at
 
 
 class Feed(Dataset[Batch]):
@@ -28,9 +32,14 @@ class Feed(Dataset[Batch]):
 
     cached = False
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        self.samples = list(samples)
-        self.truth = truth(self.samples)
+    @property
+    def light(self) -> bool:
+        """Whether reading costs next to nothing, so that other processes would only be in the way."""
+        return self.cached
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples  # as columns: reader processes share them
+        self.truth = truth(samples)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -65,23 +74,31 @@ class Live(Feed):
     def __init__(
         self,
         source: Source,
-        samples: Sequence[Sample],
+        samples: Samples,
         size: int,
         how: Literal["crop", "squash", "pad"],
         augmentation: AugmentationSpec | None = None,
         seed: int = 0,
         colours: Colours | None = None,
         crop: float = 1.0,
+        drawn: int | None = None,
     ) -> None:
-        """`crop`: the part of the side that `how`=crop keeps. `colours`: the train set's, for an augmentation that needs them."""
+        """`crop`: the part of the side that `how`=crop keeps. `colours`: the train set's, for an augmentation that needs them. `drawn`:
+        how many draws of a random augmentation are all that is ever seen of a picture; None: each epoch draws anew."""
         super().__init__(samples)
         self.source, self.size, self.how, self.seed = source, size, how, seed
-        self.views: list[View] = augmentation.symmetries() if augmentation else [IDENTITY]
+        self.symmetries = augmentation.symmetries() if augmentation else [IDENTITY]
+        self.views: Sequence[Seen] = self.symmetries if drawn is None else [Drawn(number) for number in range(drawn)]
         margin = augmentation.margin if augmentation else 1.0
         self.read = round(size * margin)  # px: what a random crop is cut from
         self.crop = crop if margin == 1 else 1.0  # a random crop takes the place of the middle
         self.change = augmentation.transform(size, colours) if augmentation else None
         self.mix = augmentation.mix() if augmentation else None
+        self.squares: Rows | None = None  # the pictures, decoded before; None: each is decoded when it is seen
+
+    @property
+    def light(self) -> bool:
+        return self.squares is not None and self.change is None
 
     def batch(self, share: Share) -> Batch:
         batch = super().batch(share)
@@ -93,14 +110,57 @@ class Live(Feed):
         return batch._replace(x=x, share=done, other=self.truth[share.partners.picture], own=own)
 
     def tensors(self, picture: Tensor, view: Tensor, epoch: int) -> Tensor:
-        return torch.stack([self.picture(*one, epoch) for one in zip(picture.tolist(), view.tolist(), strict=True)])
+        if self.squares is None or self.change is not None:  # each picture has a random stream of its own
+            return torch.stack([self.picture(*one, epoch) for one in zip(picture.tolist(), view.tolist(), strict=True)])
+        x = self.squares.gather(picture)  # [b, 3, size, size]
+        for number in view.unique().tolist() if len(self.symmetries) > 1 else ():
+            mine = view == number
+            x[mine] = self.symmetries[number](x[mine])
+        return x
 
     def picture(self, index: int, view: int, epoch: int) -> Tensor:
         """What an epoch sees of one picture in one view: uint8 [3, size, size]"""
-        picture = torch.from_numpy(fitted(self.source.read(self.samples[index]), self.read, self.how, self.crop))  # [c, h, w]
-        if self.change:
-            picture = self.change(picture, (self.seed, "augment", epoch, index, view))
-        return self.views[view](picture)
+        sample = self.samples[index]
+        key = (self.seed, "augment", epoch, index, view)
+        square = self.square(self.source.read(sample)) if self.squares is None else self.squares.gather(torch.tensor([index]))[0]
+        return self.seen(square, self.views[view], sample.sha256, key)
+
+    def square(self, pixels: np.ndarray) -> Tensor:
+        """uint8 [h, w, 3] -> [3, m, m], of which `seen` takes a view"""
+        return torch.from_numpy(fitted(pixels, self.read, self.how, self.crop))
+
+    def seen(self, square: Tensor, view: Seen, sha256: str, key: tuple[int | str, ...] = ()) -> Tensor:
+        """[3, m, m] -> [3, size, size]: one view. `key` is the stream of what is drawn anew; a pre-drawn view follows from the picture's
+        own hash and the view's number alone, not from the seed or the set: all runs share it."""
+        if isinstance(view, Drawn):
+            key = ("views", view.number, sha256)
+            view = self.symmetries[int(torch.randint(len(self.symmetries), (), generator=generator(*key, "symmetry")))]
+        return view(self.change(square, key) if self.change else square)
+
+
+class Every(Feed):
+    """Several views of each picture, which is read once: uint8 [b, views, 3, size, size]"""
+
+    def __init__(self, plain: Live, drawn: Live | None, views: Sequence[Seen], samples: Samples) -> None:
+        """`plain`: how a picture is seen as it is, and turned; `drawn`: how pre-drawn views are."""
+        super().__init__(samples)
+        self.plain, self.drawn, self.views = plain, drawn, list(views)
+
+    def tensors(self, picture: Tensor, view: Tensor, epoch: int) -> Tensor:
+        samples = [self.samples[index] for index in picture.tolist()]
+        return torch.stack([self.seen(self.plain.source.read(sample), sample.sha256) for sample in samples])
+
+    def seen(self, pixels: np.ndarray, sha256: str) -> Tensor:
+        """uint8 [h, w, 3] -> [views, 3, size, size]"""
+        found: list[Tensor] = []
+        squares: dict[bool, Tensor] = {}
+        for view in self.views:
+            live = self.drawn if isinstance(view, Drawn) else self.plain
+            assert live is not None, "pre-drawn views come of an augmentation"
+            kind = live is self.drawn
+            squares[kind] = squares[kind] if kind in squares else live.square(pixels)
+            found.append(live.seen(squares[kind], view, sha256))
+        return torch.stack(found)
 
 
 class Cached(Feed):
@@ -108,15 +168,21 @@ class Cached(Feed):
 
     cached = True
 
-    def __init__(self, views: Sequence[Rows], samples: Sequence[Sample]) -> None:
+    def __init__(self, views: Sequence[Rows], samples: Samples) -> None:
         super().__init__(samples)
         self.views = list(views)
 
     def tensors(self, picture: Tensor, view: Tensor, epoch: int) -> Tensor:
         if len(self.views) == 1:
             return self.views[0].gather(picture)
-        drawn = [self.views[each].gather(index[None]) for each, index in zip(view.tolist(), picture, strict=True)]
-        return torch.cat(drawn)
+        found: Tensor | None = None
+        for number in view.unique().tolist():
+            mine = view == number
+            rows = self.views[number].gather(picture[mine])
+            found = rows.new_empty(len(view), *rows.shape[1:]) if found is None else found
+            found[mine] = rows
+        assert found is not None, "a share has a row"
+        return found
 
 
 class Loader(DataLoader[Batch]):
@@ -129,11 +195,9 @@ class Loader(DataLoader[Batch]):
             yield batch
 
 
-def truth(samples: Sequence[Sample]) -> Tensor:
+def truth(samples: Samples) -> Tensor:
     """[n] int64 classes; [n, k] floats where samples have many labels or numbers"""
-    if samples and samples[0].target is not None:
-        return torch.tensor([sample.target for sample in samples], dtype=torch.float32)
-    return torch.tensor([sample.label for sample in samples], dtype=torch.int64)
+    return torch.from_numpy(samples.truth())
 
 
 def fitted(picture: np.ndarray, size: int, how: Literal["crop", "squash", "pad"], crop: float = 1.0) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,8 +20,9 @@ from regraft import feeds, streams, weights
 from regraft.chain import Chain
 from regraft.computing import autocast, chosen
 from regraft.datasets import pictures
+from regraft.datasets.source import Source
 from regraft.errors import Problem, UserError
-from regraft.feeds import fitted
+from regraft.reading import Reading
 from regraft.record import MODEL, RunFolder
 from regraft.settings import Settings, settings
 from regraft.tasks.units import Units
@@ -28,8 +30,8 @@ from regraft.whitening import Whitening
 
 if TYPE_CHECKING:
     from regraft.chain import Backbone
-    from regraft.datasets.source import Source
     from regraft.engine import Engine
+    from regraft.feeds import Every
 
 State = dict[str, Tensor]
 
@@ -140,23 +142,40 @@ class Run:
     @torch.inference_mode()
     def scores(self, batch: np.ndarray) -> Tensor:
         """uint8 [b, c, size, size] -> probabilities, or numbers, [b, classes]"""
-        with autocast(torch.device("cpu"), chosen(self.settings.hardware, self.record.get("tuning") or [])):
-            logits = self.chain(self.chain.prepare(torch.from_numpy(batch))).float()
-        units = self.record.get("units")
-        return self.settings.task.scores(Units(*map(torch.tensor, units)).back(logits) if units else logits)
+        return self.settings.task.scores(self._logits(torch.from_numpy(batch)))
 
     def predict(self, files: Iterable[str | os.PathLike[str]], size: int = 32) -> Iterator[tuple[Path, Tensor]]:
-        """Each picture with its probabilities [classes], read in batches of `size`. Raises UserError for one that can't be read."""
+        """Each picture with its probabilities [classes], read in batches of `size`; with evaluate.views they are the means over the views.
+        Raises UserError for one that can't be read."""
+        task = self.settings.task
         for some in _batches(map(Path, files), size):
-            scores = self.scores(np.stack([self._picture(path) for path in some]))
-            yield from zip(some, scores, strict=True)
+            views = torch.stack([self._picture(path) for path in some], 1)  # [views, b, c, size, size]
+            logits = torch.stack([self._logits(x) for x in views])
+            yield from zip(some, task.scores(task.averaged(logits) if len(logits) > 1 else logits[0]), strict=True)
 
-    def _picture(self, path: Path) -> np.ndarray:
+    @torch.inference_mode()
+    def _logits(self, x: Tensor) -> Tensor:
+        """uint8 [b, c, size, size] -> [b, classes], numbers in the data's own units"""
+        with autocast(torch.device("cpu"), chosen(self.settings.hardware, self.record.get("tuning") or [])):
+            logits = self.chain(self.chain.prepare(x)).float()
+        units = self.record.get("units")
+        return Units(*map(torch.tensor, units)).back(logits) if units else logits
+
+    @cached_property
+    def _views(self) -> Every:
+        """How a picture is seen. Train's colours are asked for only where a pre-drawn view needs them."""
+        s = self.settings
+        needed = s.evaluate.views and s.augmentation.needs_colours
+        reading = Reading(s, self.source if needed else Source(self.classes, ()))
+        return reading.every(reading.samples["test"], reading.measuring())
+
+    def _picture(self, path: Path) -> Tensor:
+        """[views, c, size, size]"""
         try:
             data = path.read_bytes()
         except OSError as error:
             raise UserError(Problem(str(path), None, f"can't be read ({error.strerror})")) from None
-        return fitted(pictures.decode(data, str(path)), self.settings.size, self.settings.data.fit, self.settings.data.crop)
+        return self._views.seen(pictures.decode(data, str(path)), hashlib.sha256(data).hexdigest())
 
     def _start(self) -> State:
         """The backbone that the run started from: kept on this disk, else built again from the same source or seed, and compared."""

@@ -1,10 +1,12 @@
-"""Heads: what is grafted on the backbone's features, [b, features] -> [b, classes]."""
+"""Heads: what is grafted on the backbone's features, [b, features] -> [b, classes]; some train, some are solved without epochs."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from regraft import imagenet
 from regraft.errors import Problem, UserError, nearest
@@ -13,6 +15,10 @@ from regraft.registry import Group, Named, doc
 if TYPE_CHECKING:
     from torch import nn
 
+Penalty = Annotated[float, Field(gt=0)] | list[Annotated[float, Field(gt=0)]] | Literal["auto"]
+Metric = Literal["cosine", "euclidean"]
+CALIBRATE = "true or false: multiply the scores by one number, found on val, so that their softmax or sigmoid gives probabilities"
+
 
 class HeadSpec(Named):
     """Common to all heads."""
@@ -20,8 +26,9 @@ class HeadSpec(Named):
     pretrained: ClassVar[bool] = (
         False  # whether it wants the classifier that the net's weights came with: what `build` gives has `take(weight, bias)`
     )
-
-    dropout: float = doc("part of the head's inputs dropped while training, 0..1", ge=0, lt=1)
+    fits: ClassVar[bool] = False  # whether it is solved in closed form, or by a solver of its own (`fitting.fit`), with no epochs
+    stacks: ClassVar[bool] = False  # whether many of them can be trained as one batch
+    kinds: ClassVar[tuple[str, ...]] = ("class", "tags", "numbers")  # of truth that it can learn
 
     def unfit(self, classes: Sequence[str]) -> list[Problem]:
         """What keeps it from telling a dataset's classes apart, found without torch; keys are relative to the spec."""
@@ -32,8 +39,16 @@ class HeadSpec(Named):
         raise NotImplementedError
 
 
-class Linear(HeadSpec):
+class Trained(HeadSpec):
+    """Common to the heads that train in epochs."""
+
+    dropout: float = doc("part of the head's inputs dropped while training, 0..1", ge=0, lt=1)
+
+
+class Linear(Trained):
     """One linear layer: the linear probe."""
+
+    stacks = True
 
     def build(self, features: int, classes: Sequence[str]) -> nn.Module:
         from torch import nn
@@ -43,8 +58,10 @@ class Linear(HeadSpec):
         return nn.Sequential(Dropout(self.dropout), nn.Linear(features, len(classes)))
 
 
-class MLPHead(HeadSpec):
+class MLPHead(Trained):
     """One hidden layer with ReLU, dropout before each linear layer."""
+
+    stacks = True
 
     width: int = doc("units of the hidden layer", ge=1)
 
@@ -57,8 +74,10 @@ class MLPHead(HeadSpec):
         return nn.Sequential(*hidden, Dropout(self.dropout), nn.Linear(self.width, len(classes)))
 
 
-class CosineHead(HeadSpec):
+class CosineHead(Trained):
     """Cosine similarity to a vector for each class, times a scale (Gidaris and Komodakis 2018, section 3.1)."""
+
+    stacks = True
 
     scale: float = doc("what the cosines (-1..1) are multiplied by, more than 0; where it starts, if it is learned", gt=0)
     learn_scale: bool = doc("true or false: whether the scale trains with the head")
@@ -72,7 +91,7 @@ class CosineHead(HeadSpec):
         return nn.Sequential(Dropout(self.dropout), Cosine(features, len(classes), self.scale, self.learn_scale))
 
 
-class Narrow(HeadSpec):
+class Narrow(Trained):
     """The net's own ImageNet classifier, its 1,000 classes folded into few: nothing in it trains."""
 
     pretrained: ClassVar[bool] = True
@@ -134,9 +153,103 @@ class Narrow(HeadSpec):
         return folds, problems
 
 
+class Solved(HeadSpec):
+    """Common to the heads that need no epochs: `fitting.fit` gives the module that `build` gives unfitted."""
+
+    fits: ClassVar[bool] = True
+
+    def build(self, features: int, classes: Sequence[str]) -> nn.Module:
+        """A linear layer of zeros, which a finished run's tensors fill."""
+        from regraft.classifiers import solved
+
+        return solved(features, len(classes))
+
+
+class Ridge(Solved):
+    """Least squares on one-hot targets with a penalty on the weights, in closed form (Hoerl and Kennard 1970)."""
+
+    penalty: Penalty = doc("added to the diagonal of X'X (scikit-learn's alpha), more than 0; a list or auto: the one that is best on val")
+    calibrate: bool = doc(CALIBRATE)
+
+    def problems(self) -> list[Problem]:
+        return _choices("penalty", self.penalty)
+
+
+class Logistic(Solved):
+    """Cross-entropy with a penalty on the squared weights, minimised by L-BFGS; many labels: one sigmoid for each."""
+
+    kinds = ("class", "tags")
+
+    penalty: Penalty = doc(
+        "half of it times the squared weights is added to the summed losses (1 / C of scikit-learn, 2 / C for two classes), more than 0; "
+        "a list or auto: the one that is best on val"
+    )
+    standardize: bool = doc("true or false: the penalty is on the weights of features of deviation 1, not of the features as they are")
+    max_iter: int = doc("most iterations of L-BFGS for each penalty", ge=1)
+    tolerance: float = doc("it has converged when no slope of the mean loss is steeper than this", gt=0)
+
+    def problems(self) -> list[Problem]:
+        return _choices("penalty", self.penalty)
+
+
+class KNN(Solved):
+    """The k train pictures with the nearest features vote (Wu et al. 2018, section 3.4)."""
+
+    k: Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=1)]] | Literal["auto"] = doc(
+        "how many neighbours vote, at most all pictures; a list or auto: the number that is best on val"
+    )
+    metric: Metric = doc("what is near: cosine (the angle between features) or euclidean (their distance)")
+    temperature: float | None = doc(
+        "a vote weighs exp(cosine / temperature), or exp(-squared distance / (2 temperature)); null: all votes weigh the same", gt=0
+    )
+
+    def problems(self) -> list[Problem]:
+        return _choices("k", self.k)
+
+    def build(self, features: int, classes: Sequence[str]) -> nn.Module:
+        """A bank without pictures, which a finished run's tensors fill."""
+        from regraft.classifiers import Neighbours
+
+        return Neighbours(features, len(classes), self.metric, self.temperature)
+
+
+class NearestMean(Solved):
+    """The class whose train pictures' mean is nearest (Mensink et al. 2013, section 3.2); linear in the features, or in their direction."""
+
+    kinds = ("class",)
+
+    metric: Metric = doc("what is near: cosine (the angle between features) or euclidean (their distance)")
+    calibrate: bool = doc(CALIBRATE)
+
+    def build(self, features: int, classes: Sequence[str]) -> nn.Module:
+        from regraft.classifiers import solved
+
+        return solved(features, len(classes), self.metric == "cosine")
+
+
+def _choices(key: str, given: Any) -> list[Problem]:
+    """What is wrong with a list from which one is chosen on val."""
+    if not isinstance(given, list):
+        return []
+    twice = [each for each, count in Counter(given).items() if count > 1]
+    return [
+        *([] if given else [Problem(key, given, "at least one number is needed, or auto")]),
+        *([Problem(key, given, f"{twice[0]} is in the list twice")] if twice else []),
+    ]
+
+
 GROUP = Group(
     "head",
-    {"linear": Linear, "mlp": MLPHead, "cosine": CosineHead, "narrow": Narrow},
+    {
+        "linear": Linear,
+        "mlp": MLPHead,
+        "cosine": CosineHead,
+        "narrow": Narrow,
+        "ridge": Ridge,
+        "logistic": Logistic,
+        "knn": KNN,
+        "nearest_mean": NearestMean,
+    },
     "regraft.heads",
     about="what is grafted on the backbone",
 )

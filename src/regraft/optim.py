@@ -6,7 +6,7 @@ import ast
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from regraft.errors import Problem, nearest
 from regraft.registry import Group, Named, doc
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class OptimizerSpec(Named):
     """Common to all optimizers."""
 
+    stacks: ClassVar[bool] = False  # whether `regraft.stack` has it for many heads at once
+
     lr: float = doc("learning rate at its peak", gt=0)
     weight_decay: float = doc("weight decay of weights; norms and biases have none", ge=0)
 
@@ -32,6 +34,8 @@ class OptimizerSpec(Named):
 class SGD(OptimizerSpec):
     """Stochastic gradient descent with momentum."""
 
+    stacks = True
+
     momentum: float = doc("momentum, 0..1", ge=0, lt=1)
     nesterov: bool = doc("look ahead (Nesterov); needs momentum")
 
@@ -41,10 +45,30 @@ class SGD(OptimizerSpec):
         return TorchSGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov and self.momentum > 0)
 
 
-class AdamW(OptimizerSpec):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+class Moments(OptimizerSpec):
+    """Common to those that scale each step by a gradient's first and second moment."""
+
+    stacks = True
 
     betas: list[float] = doc("decay of the first and the second moment, 0..1", min_length=2, max_length=2)
+
+    def problems(self) -> list[Problem]:
+        return (
+            [] if all(0 <= beta < 1 for beta in self.betas) else [Problem("betas", self.betas, "two numbers from 0 to below 1 are needed")]
+        )
+
+
+class Adam(Moments):
+    """Adam; its weight decay is a part of the gradient (Kingma and Ba 2015, algorithm 1)."""
+
+    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+        from torch.optim import Adam as TorchAdam
+
+        return TorchAdam(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]))
+
+
+class AdamW(Moments):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     def build(self, groups: list[dict[str, Any]]) -> Optimizer:
         from torch.optim import AdamW as TorchAdamW
@@ -93,7 +117,7 @@ class Timm(OptimizerSpec):
         )
 
 
-GROUP = Group("optimizer", {"adamw": AdamW, "sgd": SGD, "timm": Timm}, about="how weights are changed")
+GROUP = Group("optimizer", {"adamw": AdamW, "adam": Adam, "sgd": SGD, "timm": Timm}, about="how weights are changed")
 
 
 class Offer(NamedTuple):

@@ -56,7 +56,7 @@ class Training:
         self.reading = Reading(s, source)
         self.feed = self.reading.live("train", augmented=True)
         self.whitened = self.reading.whitening()
-        self.views = s.augmentation.symmetries()
+        self.views = self.feed.views
         one = Arithmetic(s.data.batch_size, 1, s.data.batch_size, 1)  # how a batch is shared out does not change what it holds
         self.batches = GlobalBatches(len(samples), one, **self.reading.sampling())
 

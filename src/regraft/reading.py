@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from regraft.feeds import Live
-from regraft.whitening import Colours, Whitening, colours, fit
+from regraft import whitening
+from regraft.feeds import EXTRACT, Every, Live
+from regraft.views import IDENTITY, Drawn, Seen
+from regraft.whitening import Colours, Whitening, fit
 
 if TYPE_CHECKING:
-    from regraft.datasets.source import Sample, Source
+    from regraft.datasets.samples import Samples
+    from regraft.datasets.source import Source
     from regraft.settings import Settings
-
-EXTRACT = 64  # pictures of a batch that is only looked at
 
 
 class Reading:
@@ -23,19 +24,34 @@ class Reading:
 
     def __init__(self, settings: Settings, source: Source) -> None:
         self.settings, self.source = settings, source
-        self.samples: dict[str, list[Sample]] = {split: source.split(split) for split in ("train", "val", "test")}
+        self.samples: dict[str, Samples] = {split: source.split(split) for split in ("train", "val", "test")}
 
     def live(self, split: str, augmented: bool) -> Live:
         """A split as training sees it (train alone is augmented), or as it is."""
         s = self.settings
         augmentation = s.augmentation if augmented and split == "train" else None
-        colours = self._colours if augmentation else None
-        return Live(self.source, self.samples[split], s.size, s.data.fit, augmentation, s.seed, colours, s.data.crop)
+        colours = self.colours if augmentation else None
+        drawn = s.cache.views if augmentation else None
+        return Live(self.source, self.samples[split], s.size, s.data.fit, augmentation, s.seed, colours, s.data.crop, drawn)
+
+    def training(self) -> Sequence[Seen] | None:
+        """The views that training sees of each picture; None: what it sees is drawn anew in each epoch, and so never ends."""
+        s = self.settings
+        return [Drawn(number) for number in range(s.cache.views)] if s.cache.views else s.augmentation.finite()
+
+    def measuring(self) -> Sequence[Seen]:
+        """The views over which an answer is averaged at the end; one: the picture as it is."""
+        return (self.training() if self.settings.evaluate.views else None) or [IDENTITY]
+
+    def every(self, samples: Samples, views: Sequence[Seen]) -> Every:
+        """These views of these pictures, each of which is read once."""
+        drawn = self.live("train", augmented=True) if any(isinstance(view, Drawn) for view in views) else None
+        return Every(self.live("train", augmented=False), drawn, views, samples)
 
     def sampling(self) -> dict[str, Any]:
         """How an epoch of training goes through the pictures: what `GlobalBatches` is given."""
         augmentation = self.settings.augmentation
-        views = len(augmentation.symmetries())
+        views = len(self.training() or augmentation.symmetries())
         expand = augmentation.views == "expand" and views > 1
         return {"seed": self.settings.seed, "views": views, "expand": expand, "mix": augmentation.mix()}
 
@@ -45,9 +61,9 @@ class Reading:
         return fit(self._train, wanted.kind, wanted.over, wanted.epsilon, wanted.components) if wanted else None
 
     @cached_property
-    def _colours(self) -> Colours | None:
+    def colours(self) -> Colours | None:
         """Train's colours, where the augmentation needs them."""
-        return colours(self._train) if self.settings.augmentation.needs_colours else None
+        return whitening.colours(self._train) if self.settings.augmentation.needs_colours else None
 
     def _train(self) -> Iterable[Tensor]:
         """Train's pictures as they are, in batches: uint8 [b, 3, size, size]"""

@@ -67,6 +67,11 @@ class Group:
         """Entries that come from installed packages."""
         return [name for name in self._outside() if name not in self.builtin]
 
+    def package(self, name: str) -> tuple[str, str] | None:
+        """The installed package that brings an entry, and its version; None: it is built in."""
+        point = None if name in self.builtin else self._outside().get(name)
+        return (point.dist.name, point.dist.version) if point and point.dist else None
+
     def spec(self, name: str) -> type[Named]:
         """The spec class of an entry. Raises UserError for a name that nobody registered, or a package that does not load."""
         if name in self.builtin:

@@ -49,11 +49,18 @@ class TrainerSpec(Spec):
         return self.max_epochs if self.max_steps is None else -(-self.max_steps // steps)
 
 
+class EvaluateSpec(Spec):
+    """The config section `evaluate`: how whole splits are measured at the end, and pictures predicted."""
+
+    views: bool = doc("whether an answer is the mean over the augmentation's views (finite, or pre-drawn) of a picture")
+
+
 class SweepSpec(Spec):
     """The config section `sweep`: many runs of one command."""
 
     name: str = doc("the sweep's name, and its folder under multirun/", decides=False)
     on_error: Literal["continue", "stop"] = doc("what happens to the runs that are left when one fails", decides=False)
+    stack: bool = doc("whether runs that differ in their heads' numbers alone are trained as one batch of heads", decides=False)
 
 
 GROUPS: dict[str, Group] = {
@@ -73,7 +80,18 @@ GROUPS: dict[str, Group] = {
         launchers.GROUP,
     )
 }
-SECTIONS: dict[str, type[Spec]] = {"data": DataSpec, "trainer": TrainerSpec, "cache": CacheSpec, "sweep": SweepSpec}
+SECTIONS: dict[str, type[Spec]] = {
+    "data": DataSpec,
+    "trainer": TrainerSpec,
+    "cache": CacheSpec,
+    "evaluate": EvaluateSpec,
+    "sweep": SweepSpec,
+}
+LATER: dict[str, dict[str, Any]] = {  # keys that configs of earlier versions lack, and what held without them
+    "cache": {"views": None},
+    "evaluate": {"views": False},
+    "sweep": {"stack": True},
+}
 PLAIN = ("seed", "plots")
 MISSING = "???"  # what a mandatory value that nobody gave looks like in YAML
 UNDECIDING = ("logger", "launcher", "sweep")  # groups and sections that no result depends on
@@ -101,6 +119,7 @@ class Settings:
     data: DataSpec
     trainer: TrainerSpec
     cache: CacheSpec
+    evaluate: EvaluateSpec
     sweep: SweepSpec
 
     @property
@@ -183,6 +202,7 @@ def checked(config: Mapping[str, Any]) -> Settings:
 
 def _parsed(config: Mapping[str, Any]) -> tuple[Settings, list[Problem]]:
     """The settings, None where a section has a mistake, and the mistakes."""
+    config = {**config, **{key: {**values, **given} for key, values in LATER.items() if isinstance(given := config.get(key, {}), Mapping)}}
     problems = [_stranger(key, value) for key, value in config.items() if key not in (*GROUPS, *SECTIONS, *PLAIN)]
     built: dict[str, Any] = {}
     for key, group in GROUPS.items():
@@ -235,8 +255,25 @@ def _epochs(whole: Settings) -> None:
 
 
 def _cacheable(whole: Settings) -> None:
-    if whole.cache.mode == "require" and whole.augmentation.finite() is None:
-        raise UserError(Problem("cache.mode", "require", f"augmentation={whole.augmentation.name} is random and runs live; auto works"))
+    augmentation, views = whole.augmentation, whole.cache.views
+    name, random = augmentation.name, augmentation.finite() is None
+    if views is not None and augmentation.mixes:
+        remedy = f"augmentation={name} mixes each picture with another one in every batch, which can't be drawn before; null works"
+        raise UserError(Problem("cache.views", views, remedy))
+    if views is not None and not random:
+        remedy = f"augmentation={name} is not random: its views are enumerated, and none is drawn; null works"
+        raise UserError(Problem("cache.views", views, remedy))
+    if whole.cache.mode == "require" and random and views is None:
+        why = "mixes pictures, and" if augmentation.mixes else "is random, and"
+        remedy = "auto works" if augmentation.mixes else "auto works, and so does cache.views=8: as many pre-drawn views"
+        raise UserError(Problem("cache.mode", "require", f"augmentation={name} {why} runs live; {remedy}"))
+
+
+def _averaged(whole: Settings) -> None:
+    if whole.evaluate.views and whole.augmentation.finite() is None and whole.cache.views is None:
+        remedy = f"augmentation={whole.augmentation.name} is random, and so has no views to average over; "
+        remedy += "false works" if whole.augmentation.mixes else "false works, or cache.views=8: as many pre-drawn ones"
+        raise UserError(Problem("evaluate.views", True, remedy))
 
 
 def _large_enough(whole: Settings) -> None:
@@ -267,6 +304,28 @@ def _classifier(whole: Settings) -> None:
         raise UserError(Problem("model.weights", "none", remedy))
 
 
+def _solved(whole: Settings) -> None:
+    """A head that needs no epochs is solved once, on what a frozen backbone gives."""
+    head, found = whole.head, []
+    if not head.fits:
+        return
+    if not isinstance(whole.freeze, freeze.BackboneFrozen):
+        found.append(
+            Problem("freeze", whole.freeze.name, f"head={head.name} needs no epochs, and nothing below it trains; freeze=backbone works")
+        )
+    if whole.hardware.count() > 1:
+        found.append(Problem("hardware.devices", whole.hardware.count(), f"head={head.name} is solved on one device; 1 works"))
+    if found:
+        raise UserError(found)
+
+
+def _learnable(whole: Settings) -> None:
+    head, kind = whole.head, whole.task.KIND
+    if kind not in head.kinds:
+        fitting = [name for name, spec in heads.GROUP.builtin.items() if kind in getattr(spec, "kinds", ())]
+        raise UserError(Problem("head", head.name, f"task={whole.task.name} learns {kind}; head={'|'.join(fitting)} would work"))
+
+
 @cache  # a file of weights is read for its hash: once for all points of a sweep
 def _origin(given: str, published: str | None, changed: int | None) -> weights.Origin:
     return weights.origin(given, published)
@@ -278,9 +337,12 @@ RULES: dict[tuple[str, ...], Callable[[Settings], object]] = {  # what no spec s
     ("data", "dataset", "model"): _large_enough,
     ("freeze", "trainer"): _epochs,
     ("cache", "augmentation"): _cacheable,
+    ("cache", "augmentation", "evaluate"): _averaged,
     ("task", "trainer", "loss"): _measured,
     ("task", "augmentation"): _mixed,
     ("head", "model"): _classifier,
+    ("head", "freeze", "hardware"): _solved,
+    ("head", "task"): _learnable,
 }
 
 

@@ -19,8 +19,13 @@ def generator(*key: int | str) -> torch.Generator:
 @contextmanager
 def seeded(*key: int | str) -> Iterator[None]:
     """Torch's own global stream, started from the key inside the block and put back after it (for a library's initialisers)."""
+    number = generator(*key).initial_seed()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(generator(*key).initial_seed())
+        torch.default_generator.manual_seed(number)  # torch.manual_seed itself looks for devices of all kinds, a third of a step's time
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(number)
+        if torch.backends.mps.is_available():
+            torch.mps.manual_seed(number)
         yield
 
 

@@ -1,38 +1,40 @@
-"""Where the tensors of a boundary come from: rows of the cache wherever that is possible, else pictures read live."""
+"""Where the tensors of a boundary come from: rows of the cache wherever that is possible and pays, else pictures read live."""
 
 from __future__ import annotations
 
-import math
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from importlib import metadata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor
 
-from regraft import freezing, weights
-from regraft.cache import NoRoom, Rows, Store, stored
+from regraft import described, freezing, ranks, squares
+from regraft.cache import NoRoom, Rows, Store, fill, make_room
 from regraft.computing import device_of
 from regraft.errors import Problem, UserError
-from regraft.feeds import Cached, Feed, Live
-from regraft.reading import EXTRACT, Reading
+from regraft.feeds import EXTRACT, Cached, Feed, Live
+from regraft.keeping import Cost, Wants, again_pays, wanted
+from regraft.layout import HEAD
+from regraft.passes import TRIED, Pass, Place, entering, lay_out
+from regraft.reading import Reading
 from regraft.tasks.module import frozen
-from regraft.views import IDENTITY, View
+from regraft.views import IDENTITY, Drawn, Seen
 
 if TYPE_CHECKING:
     from regraft.chain import Chain
-    from regraft.datasets.source import Sample, Source
+    from regraft.datasets.source import Source
     from regraft.freeze import Phase
     from regraft.settings import Settings
 
-FORMAT = 1  # of stored activations: raised when the same description would give other rows
+LIVE = "cache.mode=auto trains such a phase live"
 
 
 class Supply:
-    """One run's feeds. What lies below a boundary that is cached does not change in a run."""
+    """One run's feeds; several runs of one chain, one set and one augmentation may share it."""
 
     def __init__(self, settings: Settings, chain: Chain, source: Source, say: Callable[[str], None], show: bool) -> None:
         self.settings, self.chain, self.source, self.say, self.show = settings, chain, source, say, show
@@ -41,136 +43,273 @@ class Supply:
         self.dtype: torch.dtype = getattr(torch, settings.cache.dtype)
         self.notes: list[dict[str, Any]] = []  # what was cached, what was not, and why
         self.seconds = 0.0  # that the frozen part took
-        self._full = ""  # why nothing more is stored
-        self._stores: dict[tuple[str, View], Store] = {}
-        self._rows: dict[tuple[str, str, View], Rows] = {}
+        self.ranks = ranks.here()
+        self._prepared = False
+        self._why: dict[str, str] = {}  # boundary -> why nothing is kept there
+        self._rows: dict[tuple[str, str, Seen], Rows] = {}  # of boundaries below which nothing has changed since the start
+        self._later: dict[tuple[str, str, Seen], Rows] = {}  # of the current phase's, where an earlier one has changed what lies below
+        self._states: dict[str, str] = {}  # boundary -> fingerprint of what lies below it at the start
 
-    def feeds(self, boundary: str, phase: Phase | None = None, earlier: Sequence[Phase] = ()) -> dict[str, Feed]:
-        """Every split's tensors at a boundary: rows of the cache where it can be cached, else pictures read live.
+    def prepare(self, phases: Sequence[Phase]) -> None:
+        """Makes sure of the rows of all phases' boundaries, before the first phase, in one pass over each split; every rank calls it.
 
-        `phase` is about to train, after the `earlier` ones; None: nothing trains any more, and nothing is augmented. Raises UserError for
-        what can't be cached under cache.mode=require.
+        Raises UserError for what can't be cached under cache.mode=require.
         """
-        s, augmented = self.settings, phase is not None
-        hindrance = "cache.mode=off" if s.cache.mode == "off" else self._full or self._hindrance(boundary, earlier)
-        random = f"augmentation={s.augmentation.name} is random" if augmented and s.augmentation.finite() is None else ""
-        if s.cache.mode == "require" and (hindrance or random):
-            raise UserError(Problem("cache.mode", "require", f"{hindrance or random}; cache.mode=auto trains such a phase live"))
-        if not hindrance:
-            splits = [split for split in self.samples if not (random and split == "train")]
-            try:
-                self._room(boundary, splits, augmented)
-                found: dict[str, Feed] = {split: self._cached(split, boundary, augmented) for split in splits}
-                if random:
-                    self._note(boundary=boundary, split="train", mode="live", why=random)
-                return found | ({"train": self.reading.live("train", augmented)} if random else {})
-            except NoRoom as error:
-                hindrance = self._full = str(error)
-                if s.cache.mode == "require":
-                    raise UserError(Problem("cache.mode", "require", f"{hindrance}; cache.mode=auto trains such a phase live")) from None
+        self._prepared, stages = True, self.chain.stages
+        begun = [phase.boundary for number, phase in enumerate(phases) if not self._moved(phase.boundary, phases[:number])]
+        lowest = stages[min((stages.index(phase.boundary) for phase in phases), default=-1)]
+        for boundary in begun:
+            self._required(boundary, self._hindrance(boundary))
+        measuring = dict.fromkeys(self.samples, self.reading.measuring())
+        self._keep(wanted(stages, begun, lowest, self.reading.training(), measuring), self._rows)
+        for boundary in begun:
+            self._required(boundary, self._why.get(boundary))
+
+    def feeds(self, boundary: str, phase: Phase | None = None, earlier: Sequence[Phase] = (), only: Iterable[str] = ()) -> dict[str, Feed]:
+        """The splits' tensors at a boundary: rows of the cache where it can be cached, else pictures read live.
+
+        `phase` is about to train, after the `earlier` ones; None: nothing trains any more, and nothing is augmented. `only`: these splits
+        are enough. Raises UserError for what can't be cached under cache.mode=require.
+        """
+        splits = [split for split in self.samples if split in only or not only]
+        if phase and not self._prepared and not only:
+            self.prepare([*earlier, phase])
+        known = self._rows
+        wants: dict[str, list[Seen]] = {split: [IDENTITY] for split in splits}
+        if phase and "train" in wants:
+            wants["train"] = list(self.reading.training() or ())
+        why = self._hindrance(boundary)
+        if not why and phase and self._moved(boundary, earlier):
+            why = self._rebuild(boundary, phase, earlier, wants)
+            known = self._later
+        elif not why:
+            seen = ("train", "val") if phase else splits  # nobody looks at test before the end
+            if self.ranks.world == 1:  # of several ranks, one alone can't build: `prepare` has
+                self._keep({boundary: {split: views for split, views in wants.items() if split in seen}}, known)
+            why = self._why.get(boundary)
+        lay_out(self.chain, boundary)
         if phase:
-            self._note(boundary=boundary, phase=phase.name, mode="live", why=hindrance)
-        return {split: self.reading.live(split, augmented) for split in self.samples}
+            self._required(boundary, why)
+        found: dict[str, Feed] = {}
+        for split, views in wants.items():
+            rows = [known.get((boundary, split, view)) for view in views]
+            whole = [each for each in rows if each is not None]
+            cached = rows and len(whole) == len(rows) and not why
+            found[split] = Cached(whole, self.samples[split]) if cached else self.reading.live(split, phase is not None)
+        if phase and phase.epochs > 1:
+            self._decoded([feed for feed in found.values() if isinstance(feed, Live)])
+        if phase and why:
+            self._note(boundary=boundary, phase=phase.name, mode="live", why=why, **self._drawn())
+        elif phase and not wants.get("train", True):
+            self._note(boundary=boundary, split="train", mode="live", why=self._random())
+        return found
 
-    def _room(self, boundary: str, splits: Sequence[str], augmented: bool) -> None:
-        """Raises NoRoom where the rows that are missing would not fit `cache.max_gb`, beside all that is stored already."""
-        folder, shapes = self.settings.cache.folder(), {stage: shape for stage, _, shape in self.chain.summary()}
-        below = self.chain.stages[self.chain.stages.index(boundary) - 1]
-        row = math.prod(shapes[below]) * self.dtype.itemsize
-        missing = sum(
-            self._store(boundary, view).missing([sample.sha256 for sample in self.samples[split]])
-            for split in splits
-            for view in self._views(split, augmented)
-            if (boundary, split, view) not in self._rows
-        )
-        if missing and (need := row * missing + stored(folder)) > self.settings.cache.max_gb * 1e9:
-            raise NoRoom(Problem("cache.max_gb", self.settings.cache.max_gb, f"{need / 1e9:.2g} GB would be stored; raise cache.max_gb"))
+    def _decoded(self, feeds: Iterable[Live]) -> None:
+        """Live feeds of a phase of several epochs read pictures that were decoded once, where these fit the cache."""
+        s = self.settings
+        for live in feeds if s.cache.mode != "off" else ():
+            if len(live) and (why := squares.keep(live, s.cache.folder(), s.cache.max_gb * 1e9, s.hardware.readers(), self.ranks)):
+                self._note(boundary="pictures", mode="live", why=f"decoded in each epoch: {why}")
 
-    def _views(self, split: str, augmented: bool) -> list[View]:
-        return self.settings.augmentation.symmetries() if augmented and split == "train" else [IDENTITY]
+    def entering(self, split: str, boundary: str) -> Iterator[Tensor]:
+        """A whole split in its order, as it is measured: [views, b, ...] of what enters the boundary, on this rank's device."""
+        views, device, samples = self.reading.measuring(), device_of(self.settings.hardware), self.samples[split]
+        lay_out(self.chain.to(device).eval(), boundary)
+        found = [self._rows.get((boundary, split, view)) for view in views]
+        rows = [each for each in found if each is not None]
+        if len(rows) == len(found):
+            size = 1024 if boundary == HEAD else EXTRACT  # features are small, what enters a lower stage is not
+            for part in torch.arange(len(samples)).split(size) if samples else ():
+                yield torch.stack([each.gather(part) for each in rows]).to(device).float()
+            return
+        for batch in self.reading.every(samples, views).in_order(EXTRACT, self.settings.hardware.readers()):
+            pictures = (self.chain.prepare(x) for x in batch.x.to(device).unbind(1))
+            if boundary == self.chain.stages[0]:
+                yield torch.stack(list(pictures))
+            else:
+                yield torch.stack([frozen(self.chain, x, boundary, self.dtype).float() for x in pictures])
 
-    def _cached(self, split: str, boundary: str, augmented: bool) -> Cached:
-        samples = self.samples[split]
-        known = ((view, self._rows.get((boundary, split, view))) for view in self._views(split, augmented))
-        return Cached([rows or self.rows(boundary, split, samples, view) for view, rows in known], samples)
+    def _keep(self, wants: Wants, known: dict[tuple[str, str, Seen], Rows], below: str | None = None) -> None:
+        """Makes sure of these rows, computing those that the stores lack, in one pass over each split; `_why` tells what is not kept.
 
-    def _hindrance(self, boundary: str, earlier: Sequence[Phase]) -> str | None:
-        """Why what enters this boundary can't be cached; None: it can."""
-        if boundary == self.chain.stages[0]:
-            return f"freeze={self.settings.freeze.name} trains the lowest stage, so nothing below it stays the same"
-        if any(self.chain.below(name, boundary) for name in freezing.changing(self.chain, earlier)):
-            return f"an earlier phase has changed what lies below {boundary}"
-        return None
-
-    def rows(self, boundary: str, split: str, samples: Sequence[Sample], view: View) -> Rows:
-        """What enters `boundary` for each of these pictures in one view; computed for those that the store lacks."""
-        s, device = self.settings, device_of(self.settings.hardware)
-        store = self._store(boundary, view)
-        self.chain.to(device).requires_grad_(False).eval()
-
-        def compute(missing: list[int]) -> Iterable[Tensor]:
-            live = _Viewed(self.source, [samples[position] for position in missing], s.size, s.data.fit, s.data.crop, view)
-            with torch.inference_mode():
-                batches = live.in_order(EXTRACT, s.hardware.readers())
-                total = -(-len(missing) // EXTRACT)
-                for batch in track(batches, f"{split}, once", total, transient=True, disable=not self.show):
-                    yield frozen(self.chain, self.chain.prepare(batch.x.to(device)), boundary, self.dtype).cpu()
-
-        keys = [sample.sha256 for sample in samples]
+        `below`: a boundary whose rows the pass begins from, where they are known; None: the pictures.
+        """
+        wants = {
+            boundary: left
+            for boundary, splits in wants.items()
+            if not (self._why.get(boundary) or self._hindrance(boundary))
+            and (
+                left := {split: new for split, views in splits.items() if (new := [v for v in views if (boundary, split, v) not in known])}
+            )
+        }
+        if not wants:
+            return
+        self.chain.to(device_of(self.settings.hardware)).requires_grad_(False).eval()
+        lay_out(self.chain, max(wants, key=self.chain.stages.index))
+        fresh = known is not self._rows
+        stores = {
+            (b, v): self._store(b, v, fresh) for b, splits in wants.items() for v in dict.fromkeys(v for vs in splits.values() for v in vs)
+        }
+        passes = {split: self._pass(split, wants, below) for split in self.samples}
+        passes = {split: one for split, one in passes.items() if one.places}
+        chosen: tuple[dict[str, str], int] = {}, 0
         began = time.monotonic()
-        if int(os.environ.get("RANK", 0)):
-            store.await_builder(keys)  # rank 0 builds and records it
-        computed = store.ensure(keys, compute)
+        with self.ranks.together():
+            if self.ranks.rank == 0:
+                chosen = self._chosen(passes, stores)
+        why, readers = self.ranks.share(chosen)[0]
+        self._why |= why
+        self.seconds += time.monotonic() - began
+        for split, one in passes.items():
+            places = [place for place in one.places if place[0] not in self._why]
+            try:
+                self._filled(split, one, places, stores, known, readers)
+            except NoRoom as error:
+                self._why |= dict.fromkeys((boundary for boundary, _ in places), str(error))
+
+    def _pass(self, split: str, wants: Wants, below: str | None) -> Pass:
+        """The pass over one split that gives all its rows."""
+        places = [(boundary, view) for boundary, splits in wants.items() for view in splits.get(split, ())]
+        rows = {view: self._rows.get((below or "", split, view)) for _, view in places}
+        whole = {view: each for view, each in rows.items() if each is not None}
+        begin = (below, whole) if below and len(whole) == len(rows) else None
+        return Pass(self.chain, self.reading, self.samples[split], places, self.dtype, device_of(self.settings.hardware), begin)
+
+    def _chosen(self, passes: Mapping[str, Pass], stores: Mapping[Place, Store]) -> tuple[dict[str, str], int]:
+        """The boundaries that are not kept, and why; the topmost is kept first, since it saves most for each byte. Evicts what is older.
+        And how many processes shall read pictures."""
+        s, shapes = self.settings.cache, entering(self.chain)
+        lacking = {
+            (split, place): (len(missing), missing[:TRIED])
+            for split, one in passes.items()
+            for place in one.places
+            if (missing := stores[place].missing(self._keys(split)))
+        }
+        if not lacking:
+            return {}, 0
+        (split, _), (_, positions) = next(iter(lacking.items()))
+        places = [place for other, place in lacking if other == split]
+        timed = passes[split].timed(positions, places)
+        why: dict[str, str] = {}
+        need, kept = 0, list(stores.values())
+        for boundary in sorted({boundary for boundary, _ in stores}, key=self.chain.stages.index, reverse=True):
+            cost = Cost(
+                float("inf") if s.mode == "require" else timed.get(boundary, float("inf")), prod(shapes[boundary]) * self.dtype.itemsize
+            )
+            more = cost.bytes * sum(count for (_, (stage, _)), (count, _) in lacking.items() if stage == boundary)
+            if more and not cost.pays:
+                why[boundary] = f"what enters {boundary} takes longer to read ({cost.bytes / 1e6:.2g} MB a picture) than to compute"
+                continue
+            try:
+                if more:
+                    make_room(s.folder(), need + more, s.max_gb * 1e9, kept)
+                need += more
+            except NoRoom as error:
+                why[boundary] = str(error)
+        return why, passes[split].readers(self.settings.hardware.readers())
+
+    def _filled(
+        self,
+        split: str,
+        one: Pass,
+        places: Sequence[Place],
+        stores: Mapping[Place, Store],
+        known: dict[tuple[str, str, Seen], Rows],
+        readers: int,
+    ) -> None:
+        """One split's pass: what these places' stores lack is computed, and all of it is opened."""
+        if not places:
+            return
+        keys, mine = self._keys(split), [stores[place] for place in places]
+        began = time.monotonic()
+
+        def compute(positions: list[int], wanted: list[int]) -> Iterator[Sequence[Tensor]]:
+            with Progress(transient=True) if self.show else nullcontext() as bar:
+                task = bar.add_task(f"{split}, once", total=len(positions)) if bar else None
+                chosen = [places[number] for number in wanted]
+                yield from one.compute(
+                    positions, chosen, readers, lambda done: bar.advance(task, done) if bar and task is not None else None
+                )
+
+        computed = fill(mine, keys, compute, self.ranks)
         seconds = time.monotonic() - began
         self.seconds += seconds
-        self._note(
-            boundary=boundary, split=split, view=str(view), mode="cached", computed=computed, rows=len(keys), seconds=round(seconds, 3)
-        )
-        seen = "" if view == IDENTITY else f" ({view})"
-        if computed:
-            self.say(f"{split}{seen}: {computed} pictures ran once through all below {boundary} in {seconds:.1f} s")
+        for (boundary, view), store, count in zip(places, mine, computed, strict=True):
+            known[boundary, split, view] = store.open(keys)
+            share = round(seconds * count / max(1, sum(computed)), 3)
+            drawn = self._drawn() if isinstance(view, Drawn) else {}
+            what = {
+                "boundary": boundary,
+                "split": split,
+                "view": str(view),
+                "store": store.folder.name,
+                "bytes": known[boundary, split, view].bytes,
+            }
+            self._note(**what, mode="cached", computed=count, rows=len(keys), seconds=share, **drawn)
+        self._tell(split, places, computed, seconds)
+
+    def _tell(self, split: str, places: Sequence[Place], computed: Sequence[int], seconds: float) -> None:
+        ran = [place for place, count in zip(places, computed, strict=True) if count]
+        some = ran or places
+        boundaries, views = dict.fromkeys(boundary for boundary, _ in some), dict.fromkeys(view for _, view in some)
+        seen = f" in {len(views)} views" if len(views) > 1 else "" if IDENTITY in views else f" ({next(iter(views))})"
+        where = ", ".join(boundaries)
+        if ran:
+            self.say(f"{split}: {max(computed)} pictures{seen} ran once through all below {where} in {seconds:.1f} s")
         else:
-            self.say(f"{split}{seen}: {len(keys)} pictures read from the cache at {boundary}")
-        rows = self._rows[boundary, split, view] = store.open(keys)
-        return rows
+            self.say(f"{split}: {len(self.samples[split])} pictures{seen} read from the cache at {where}")
 
-    def _store(self, boundary: str, view: View) -> Store:
-        """Described, and its segments looked at, once: what lies below a boundary that is cached does not change in a run."""
-        if (boundary, view) not in self._stores:
-            self._stores[boundary, view] = Store(self.settings.cache.folder(), self._description(boundary, view))
-        return self._stores[boundary, view]
+    def _rebuild(self, boundary: str, phase: Phase, earlier: Sequence[Phase], wants: dict[str, list[Seen]]) -> str | None:
+        """Rows at a boundary below which an earlier phase has changed something; why there are none. `wants` keeps the splits that have."""
+        self._later = {}
+        stages, s = self.chain.stages, self.settings
+        base = stages[min(stages.index(each.boundary) for each in earlier)]
+        there = any((base, "train", view) in self._rows for view in wants.get("train", ()))
+        expand = self.reading.sampling()["expand"]
+        for split in [split for split in wants if split not in ("train", "val")]:
+            wants[split] = []  # nobody looks at it before the end
+        if s.cache.mode != "require" and not there and not again_pays(phase.epochs, len(wants.get("train", ())) or 1, expand):
+            return f"an earlier phase has changed what lies below {boundary}, and too few epochs follow"
+        self._why.pop(boundary, None)
+        self._keep({boundary: wants}, self._later, base)
+        return self._why.pop(boundary, None)
 
-    def _description(self, boundary: str, view: View) -> dict[str, Any]:
-        """All that decides a stored row, beside the picture's bytes."""
-        s = self.settings
-        own = {name: tensor for name, tensor in self.chain.state_dict().items() if not name.startswith("auxiliary.")}  # lead nowhere up
-        state = {name: tensor for name, tensor in own.items() if self.chain.below(name, boundary)}
-        return {
-            "format": FORMAT,
-            "transform": {
-                "size": s.size,
-                "fit": s.data.fit,
-                **({"crop": s.data.crop} if s.data.fit == "crop" and s.data.crop < 1 else {}),
-                "mean": self.chain.mean.flatten().tolist(),
-                "std": self.chain.std.flatten().tolist(),
-            },
-            "view": list(view),
-            "net": s.model.deciding(),
-            "weights": weights.fingerprint(state),
-            "boundary": boundary,
-            "dtype": s.cache.dtype,
-            "computed_by": {package: metadata.version(package) for package in ("torch", "torchvision", "timm", "pillow")}
-            | {"on": s.hardware.accelerator()},
-        }
+    def _hindrance(self, boundary: str) -> str | None:
+        """Why nothing at this boundary can be cached, whatever the room; None: it can."""
+        if self.settings.cache.mode == "off":
+            return "cache.mode=off"
+        if boundary == self.chain.stages[0]:
+            return f"freeze={self.settings.freeze.name} trains the lowest stage, so nothing below it stays the same"
+        return None
+
+    def _moved(self, boundary: str, earlier: Sequence[Phase]) -> bool:
+        return any(self.chain.below(name, boundary) for name in freezing.changing(self.chain, earlier))
+
+    def _required(self, boundary: str, why: str | None) -> None:
+        if self.settings.cache.mode == "require" and (why := why or (self._random() if self.reading.training() is None else None)):
+            raise UserError(Problem("cache.mode", "require", f"{why}; {LIVE}"))
+
+    def _random(self) -> str:
+        return f"augmentation={self.settings.augmentation.name} is random"
+
+    def _drawn(self) -> dict[str, str]:
+        """What a note says of pre-drawn views."""
+        views = self.settings.cache.views
+        return {"augmentation": f"{views} pre-drawn views"} if views else {}
+
+    def _keys(self, split: str) -> list[str]:
+        return self.samples[split].sha256s()
+
+    def _store(self, boundary: str, view: Seen, fresh: bool) -> Store:
+        """`fresh`: what lies below has changed since the start."""
+        state = self._states.get(boundary) if not fresh else None
+        if state is None:
+            state = described.below(self.chain, boundary)
+        if not fresh:
+            self._states[boundary] = state
+        colours = self.reading.colours if isinstance(view, Drawn) else None
+        return Store(self.settings.cache.folder(), described.description(self.settings, self.chain, boundary, view, state, colours))
 
     def _note(self, **facts: Any) -> None:
         if facts not in self.notes:
             self.notes.append(facts)
-
-
-class _Viewed(Live):
-    """Pictures in one view, whatever the share says."""
-
-    def __init__(self, source: Source, samples: Sequence[Sample], size: int, how: Any, crop: float, view: View) -> None:
-        super().__init__(source, samples, size, how, crop=crop)
-        self.views = [view]

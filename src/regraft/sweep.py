@@ -5,18 +5,21 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from regraft import stages
+from regraft import grouping, outlook, stages
 from regraft.config import Job, Plan
 from regraft.errors import Problem, UserError
+from regraft.files import digest
 from regraft.launchers import local
-from regraft.record import RunFolder, environment
+from regraft.record import CHECKPOINT, RunFolder, environment
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from regraft.datasets.source import Source
     from regraft.settings import Settings
 
 
@@ -27,7 +30,8 @@ class Planned:
     job: Job
     run_id: str
     folder: RunFolder
-    data: dict[str, Any]
+    data: dict[str, Any]  # its facts
+    source: Source
 
     @property
     def done(self) -> bool:
@@ -35,6 +39,24 @@ class Planned:
             return False
         record = self.folder.record
         return record["run_id"] == self.run_id and record["status"] == "done"
+
+    @property
+    def name(self) -> str:
+        return shlex.join(self.job.overrides)
+
+    @property
+    def went_stacked(self) -> bool:
+        """Whether an interrupted stack of heads has left its checkpoint."""
+        return self._left and bool(self.folder.record.get("group"))
+
+    @property
+    def went_alone(self) -> bool:
+        """Whether it was interrupted while it trained by itself, and left its checkpoint."""
+        return self._left and not self.folder.record.get("group")
+
+    @property
+    def _left(self) -> bool:
+        return self.folder.exists and self.folder.record["run_id"] == self.run_id and (self.folder / CHECKPOINT).is_file()
 
 
 def plan(jobs: Sequence[Job]) -> list[Planned]:
@@ -49,7 +71,7 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
     for job in jobs:
         s = job.settings
         try:
-            data = opened.data(job)
+            data, source = opened.data(job)
             if unfit := [*s.fits(data), *(problem._replace(key=f"head.{problem.key}") for problem in s.head.unfit(data["classes"]))]:
                 raise UserError(unfit)
             run_id = s.run_id(data["fingerprint"], s.origin.identity)
@@ -67,7 +89,7 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
             key = "hydra.run.dir" if job.single else "hydra.sweep.dir"
             remedy = f"the folder holds another run ({held}, not {run_id}); name another folder, or remove this one"
             problems[Problem(key, str(folder.path), remedy)] = None
-        planned.setdefault(run_id, Planned(job, run_id, folder, data))
+        planned.setdefault(run_id, Planned(job, run_id, folder, data, source))
     problems |= dict.fromkeys(_strangers([each.job.settings for each in planned.values() if not each.done]))
     if problems:
         raise UserError(problems)
@@ -96,44 +118,71 @@ def _strangers(runs: Sequence[Settings]) -> Iterator[Problem]:
             yield from error.problems
 
 
+def groups(planned: Sequence[Planned]) -> list[list[Planned]]:
+    """What is left to do, in groups that are launched together; most of one run. One that has begun alone goes on alone."""
+    left = [each for each in planned if not each.done]
+    of = [(each, each.job.settings, each.data["fingerprint"], each.job.settings.origin.identity) for each in left if not each.went_alone]
+    found = [*grouping.grouped(of), *([each] for each in left if each.went_alone)]
+    return sorted(found, key=lambda group: left.index(group[0]))
+
+
+def ahead(planned: Sequence[Planned]) -> outlook.Outlook:
+    """What is left to do will need."""
+    return outlook.outlook(
+        [[(each.job.settings, each.job.settings.origin.identity, each.source) for each in group] for group in groups(planned)]
+    )
+
+
 def run(planned: Sequence[Planned], command: str, say: Callable[[RenderableType], None], show: bool = False) -> list[RunFolder]:
-    """Run all that is not done, one after the other. Afterwards each folder's record says `done` or `failed`.
+    """Run all that is not done, group by group. Afterwards each folder's record says `done` or `failed`.
 
     `show`: the workers talk to this terminal.
     """
     several = len(planned) > 1 or not planned[0].job.single
     where = environment()
-    for number, each in enumerate(planned, 1):
-        name = shlex.join(each.job.overrides)
+    number = {each.run_id: f"{i}/{len(planned)} {each.run_id}" for i, each in enumerate(planned, 1)}
+    for each in planned:
         if each.done:
-            say(f"{number}/{len(planned)} {each.run_id} is done already: {name}" if several else "This run is done already.")
-            continue
-        try:
-            claim = each.folder.hold("controller")
-        except UserError:
-            if not several:
-                raise
-            say(f"{number}/{len(planned)} {each.run_id} is passed over, another process runs it: {name}")
-            continue
-        with claim:
-            if each.done:  # by another process, in the meantime
+            say(f"{number[each.run_id]} is done already: {each.name}" if several else "This run is done already.")
+    for group in groups(planned):
+        with ExitStack() as claims:
+            claimed = []
+            for each in group:
+                try:
+                    claims.callback(each.folder.hold("controller").release)
+                except UserError:
+                    if not several:
+                        raise
+                    say(f"{number[each.run_id]} is passed over, another process runs it: {each.name}")
+                    continue
+                if not each.done:  # by another process, in the meantime
+                    claimed.append(each)
+            if not claimed:
                 continue
+            if len(claimed) > 1:
+                say(f"{len(claimed)} runs differ in their heads' numbers alone, and train as one batch of heads:")
+            together = digest(*(each.run_id for each in claimed))[:12]
+            for place, each in enumerate(claimed):
+                if several:
+                    say(f"{number[each.run_id]} runs: {each.name}")
+                stacked = len(claimed) > 1 or each.went_stacked
+                begin(each, command, where, {"id": together, "size": len(claimed), "number": place} if stacked else None)
+            local.launch([each.folder for each in claimed], claimed[0].job.settings.batch.devices, show=show)
+            records = [each.folder.record for each in claimed]
+        for each, record in zip(claimed, records, strict=True):
             if several:
-                say(f"{number}/{len(planned)} {each.run_id} runs: {name}")
-            begin(each, command, where)
-            record = local.launch(each.folder, each.job.settings.batch.devices, show=show)
-        if several:
-            say(f"{number}/{len(planned)} {each.run_id} {_outcome(record)}")
-        if record["status"] == "failed" and each.job.settings.sweep.on_error == "stop":
+                say(f"{number[each.run_id]} {_outcome(record)}")
+        if claimed[0].job.settings.sweep.on_error == "stop" and any(record["status"] == "failed" for record in records):
             break
     return [each.folder for each in planned if each.folder.exists]
 
 
-def begin(each: Planned, command: str, where: dict[str, Any]) -> None:
-    """Write the run folder's config and its record, so that a worker can run it. Raises UserError where another process runs it."""
+def begin(each: Planned, command: str, where: dict[str, Any], group: dict[str, Any] | None = None) -> None:
+    """Write the run folder's config and its record, so that a worker can run it. `group`: which runs are trained together with it, as
+    their common id, their number and its place. Raises UserError where another process runs it."""
     each.folder.hold().release()
     record = {"run_id": each.run_id, "command": command, "overrides": list(each.job.overrides), **where, "times": {"launched": time.time()}}
-    each.folder.begin(each.job.config, {**record, "data": each.data, "seed": each.job.settings.seed, "group": None, "error": None})
+    each.folder.begin(each.job.config, {**record, "data": each.data, "seed": each.job.settings.seed, "group": group, "error": None})
 
 
 def succeeded(folder: RunFolder) -> None:
@@ -148,7 +197,8 @@ def _outcome(record: dict[str, Any]) -> str:
     if record["status"] == "failed":
         kind = "" if record["error"]["kind"] == "UserError" else f"{record['error']['kind']}: "
         return f"failed: {kind}{record['error']['message']}"
-    metrics, seconds = record["metrics"], record["times"]["total"]
+    metrics, times = record["metrics"], record["times"]
+    seconds = times.get("share", times["total"])
     first = record.get("metric", "accuracy")
     figures = ", ".join(f"{name} {metrics[name]:.3f}" for name in (f"val/{first}", f"test/{first}") if name in metrics)
     return f"done in {seconds:.1f} s: {figures}"

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +29,8 @@ if TYPE_CHECKING:
     from regraft.batches import Batch
     from regraft.chain import Chain
 
-NOISE = 1.05  # a gain below this factor is none: the plainer choice stands
+NOISE = 1.02  # a gain below this factor is none: the plainer choice stands
+BEHIND = 1.25  # what is slower than the fastest by this factor takes no further turns
 PRECISIONS = {"cpu": ("fp32", "bf16"), "gpu": ("fp32", "bf16", "fp16"), "mps": ("fp32", "fp16")}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -62,20 +62,24 @@ def candidates(hardware: HardwareSpec, accelerator: str, kernels: bool = True) -
 
 
 def measure(
-    step: Callable[[Choice], float], choices: Sequence[Choice], warm: int = 1, steps: int = 3, seconds: float = 20
+    step: Callable[[Choice], float], choices: Sequence[Choice], warm: int = 1, steps: int = 5, seconds: float = 20
 ) -> list[Measured]:
-    """Each choice's median seconds. `step` makes one step and tells its seconds; NaN: what came out is no number.
+    """Each choice's fastest step, in seconds: whatever else a machine does only adds to it. `step` makes one step and tells its seconds;
+    NaN: what came out is no number.
 
     The choices take turns, so that a machine that slows down slows all of them. The first `warm` turns do not count, as long as there
-    are others: once the steps have taken `seconds` together, no further turn begins. A choice that raises or gives NaN drops out.
+    are others: once the steps have taken `seconds` together, no further turn begins. A choice that raises or gives NaN drops out; one
+    that is far behind after two turns rests, so that the time goes to those that may win.
     """
     taken: dict[Choice, list[float]] = {choice: [] for choice in choices}
     out: dict[Choice, str] = {}
     for turn in range(warm + steps):
         if turn and sum(map(sum, taken.values())) >= seconds:
             break
+        counted = {choice: min(times[warm:]) for choice, times in taken.items() if len(times) >= warm + 2 and choice not in out}
+        limit = BEHIND * min(counted.values(), default=float("inf"))
         for choice in choices:
-            if choice in out:
+            if choice in out or counted.get(choice, 0.0) > limit:
                 continue
             try:
                 needed = step(choice)
@@ -87,7 +91,7 @@ def measure(
                 else:
                     out[choice] = "its numbers are not finite"
     return [
-        Measured(choice, None, out[choice]) if choice in out else Measured(choice, round(median(times[warm:] or times), 6))
+        Measured(choice, None, out[choice]) if choice in out else Measured(choice, round(min(times[warm:] or times), 6))
         for choice, times in taken.items()
     ]
 

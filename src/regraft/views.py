@@ -1,4 +1,4 @@
-"""The eight symmetries of the square, which are what a finite augmentation enumerates."""
+"""What can be seen of a picture more than once: the eight symmetries of the square, and numbered draws of what is random."""
 
 from __future__ import annotations
 
@@ -28,4 +28,14 @@ class View(NamedTuple):
         return f"{'mirrored ' if self.mirrored else ''}{90 * self.turns} degrees"
 
 
+class Drawn(NamedTuple):
+    """One of a fixed number of draws of a random augmentation: the same for a picture in every epoch, run and seed."""
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"draw {self.number}"
+
+
+Seen = View | Drawn
 IDENTITY = View()

@@ -87,7 +87,7 @@ def load(module: nn.Module, state: Mapping[str, Tensor], key: str, given: object
     own = module.state_dict()
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     strange = [name for name in state if name not in own]
-    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    shapes = [name for name in own if name in state and not _takes(own[name], state[name])]
     if missing or strange or shapes:
         parts = [f"{len(own) - len(missing)} of the net's {len(own)} tensors are there"]
         parts += [f"missing: {', '.join(missing[:3])}"] if missing else []
@@ -95,6 +95,11 @@ def load(module: nn.Module, state: Mapping[str, Tensor], key: str, given: object
         parts += [f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}" for name in shapes[:3]]
         raise UserError(Problem(key, given, f"these weights are not of this net ({'; '.join(parts)})"))
     module.load_state_dict(dict(state), strict=False)  # older files hold no num_batches_tracked
+
+
+def _takes(own: Tensor, given: Tensor) -> bool:
+    """Whether the shapes are equal; a bank of pictures that has no rows yet takes any number of them."""
+    return own.shape == given.shape or (own.ndim > 0 and len(own) == 0 and own.shape[1:] == given.shape[1:])
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:

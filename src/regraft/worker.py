@@ -1,13 +1,20 @@
-"""The process that runs one run: `python -m regraft.worker RUN_DIR`, once for each rank; it knows no Hydra."""
+"""The process that runs a run, or a group of them as one: `python -m regraft.worker RUN_DIR...`, once for each rank; it knows no Hydra."""
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +22,70 @@ from regraft import files
 from regraft.errors import UserError
 from regraft.record import LOG, RunFolder
 
+PATIENCE = 3  # seconds that an orphan has for its own end
 
-def main(arguments: list[str]) -> int:
-    """Exit status 0: the run is done. Else 1, and the rank's error lies beside the record for the parent to read."""
-    show = "--show" in arguments
-    folder = RunFolder(next(word for word in arguments if not word.startswith("--")))
+
+def main(folders: Sequence[RunFolder], show: bool) -> int:
+    """Exit status 0: the runs have ended, each as its record says. Else 1, and beside the record of each that has not lies the
+    rank's error for the parent to read.
+
+    A group writes one log, the first folder's; the others' name it. `show`: talk to the terminal too.
+    """
     rank = int(os.environ.get("RANK", 0))
     end_with_parent()
-    log = (folder / LOG).open("a", encoding="utf-8")
-    logging.basicConfig(stream=log, level=logging.INFO, format=f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s")
-    logging.captureWarnings(True)
-    lock = None
-    try:
-        if rank == 0:
-            lock = folder.hold()
-        from regraft.running import execute
+    with (folders[0] / LOG).open("a", encoding="utf-8") as log, ExitStack() as locks:
+        logging.basicConfig(stream=log, level=logging.INFO, format=f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s")
+        logging.captureWarnings(True)
+        try:
+            for folder in folders if rank == 0 else ():
+                locks.callback(folder.hold().release)
+                if folder is not folders[0]:
+                    with (folder / LOG).open("a", encoding="utf-8") as other:
+                        other.write(f"runs in a group, whose log is {folders[0] / LOG}\n")
+            from regraft.running import execute
 
-        execute(folder, _console(log, show and rank == 0), show and rank == 0 and sys.stdout.isatty())
-    except BaseException as error:
-        log.write(traceback.format_exc())
-        log.flush()
-        _leave(folder, rank, error)
-        return 1
-    finally:
-        if lock is not None:
-            lock.release()
-        log.close()
+            execute(folders, _console(log, show and rank == 0), show and rank == 0 and sys.stdout.isatty())
+        except BaseException as error:
+            log.write(traceback.format_exc())
+            for folder in folders:
+                if folder.record["status"] == "running":
+                    _leave(folder, rank, error)
+            return 1
     return 0
+
+
+def forked(paths: Sequence[str], show: bool, surroundings: Mapping[str, str]) -> None:
+    """`main` in a process that has just been forked from a warm server: first it becomes what a process started for it would be.
+
+    `surroundings`: its whole environment. Ends with its parent, the controller: the server, whose child it is, says nothing of that.
+    """
+    os.setsid()  # its own group, so that it can be ended with all that it starts
+    for number, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        signal.signal(number, handler)
+    multiprocessing.set_start_method(None, force=True)  # the system's own way for its loader workers; they need no server
+    atexit._clear()  # what the server's imports want done at the end is for the server's end
+    os.environ.clear()
+    os.environ.update(surroundings)
+    sys.argv = ["regraft.worker", *paths]
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    folders = [RunFolder(path) for path in paths]
+    if not show:
+        with open(os.devnull, "ab") as nothing, (folders[0] / LOG).open("ab") as log:
+            os.dup2(nothing.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+    status = main(folders, show)
+    atexit._run_exitfuncs()  # multiprocessing leaves them out, and a logger may have its last lines to send
+    sys.exit(status)
+
+
+def _end_with(sentinel: int) -> None:
+    """Wait until the controller is gone, then end this process and all that it started."""
+    wait([sentinel])
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(PATIENCE)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _console(log: Any, show: bool) -> Any:
@@ -77,4 +121,5 @@ def end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    words = sys.argv[1:]
+    sys.exit(main([RunFolder(word) for word in words if word != "--show"], "--show" in words))

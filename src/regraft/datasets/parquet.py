@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import PIL
 
 from regraft.datasets import pictures
@@ -25,7 +26,6 @@ from regraft.errors import Problem, UserError, either, nearest
 from regraft.files import digest, whole
 
 if TYPE_CHECKING:
-    import numpy as np
     import polars as pl
 
     from regraft.datasets import HuggingFace
@@ -58,11 +58,12 @@ class Extracted(Source):
         skipped: Iterable[Problem],
     ) -> None:
         super().__init__(classes, samples, skipped)
-        self.files, self.where = list(files), {sample.id: where[sample.id] for sample in self.samples}
+        self.files = list(files)
+        self.where = np.array([where[sample.id] for sample in self.samples], np.int64).reshape(-1, 3)  # in the order of the samples
 
     def read(self, sample: Sample) -> np.ndarray:
-        """The picture, uint8 [h, w, 3]. Raises UserError for a file that is gone, or a damaged picture."""
-        number, start, length = self.where[sample.id]
+        """The picture, uint8 [h, w, 3]. Raises UserError for a file that is gone or changed, or a damaged picture."""
+        number, start, length = self.where[self.samples.find(sample.id)].tolist()
         try:
             with self.files[number].open("rb") as file:
                 file.seek(start)
@@ -70,6 +71,8 @@ class Extracted(Source):
         except OSError as error:
             remedy = f"can't be read ({error.strerror}), though it could when the set was opened; start again"
             raise UserError(Problem(str(self.files[number]), None, remedy)) from None
+        if hashlib.sha256(data).hexdigest() != sample.sha256:
+            raise pictures.changed(str(self.files[number]))
         return pictures.decode(data, sample.id)
 
 

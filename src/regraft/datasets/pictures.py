@@ -59,6 +59,12 @@ def decode(data: bytes, name: str) -> np.ndarray:
     return np.array(colour)
 
 
+def changed(name: str) -> UserError:
+    """Of a file whose bytes are not those that the set was opened with: what is known of it, and kept, belongs to another picture."""
+    remedy = "its bytes have changed since the set was opened; start again (where its time stamp was kept, touch it first)"
+    return UserError(Problem(name, None, remedy))
+
+
 def probe(data: bytes, name: str) -> tuple[int, int]:
     """Height and width in px as the header has them, without decoding. Raises UserError: empty, not a picture, too large."""
     width, height = _open(data, name).size

@@ -11,10 +11,11 @@ It must be picklable (loader workers get a copy) and must hold no pictures beyon
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from regraft.datasets.samples import SPLITS, Sample, Samples
 from regraft.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -22,20 +23,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-SPLITS = ("train", "val", "test")
 Kind = Literal["class", "tags", "numbers"]
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One picture, without its pixels."""
-
-    id: str  # relative path ("train/cat/1.png"), or e.g. "digits/0007"; unique in its source
-    split: str  # train, val or test
-    label: int  # index into the source's classes; 0 where there is a target
-    sha256: str  # hex, of the picture's bytes: equal where `read` gives equal pixels
-    group: str | None = None  # samples of one group never cross a split; None: stands alone
-    target: tuple[float, ...] | None = None  # many labels (0 or 1 for each class) or numbers to predict; None: `label` is the class
 
 
 class Source:
@@ -57,32 +45,32 @@ class Source:
         don't fit the kind: mistakes of the code that made the samples.
         """
         self.classes = list(classes)
-        self.samples = sorted(samples, key=lambda sample: sample.id)
-        self.skipped = list(skipped)
         self.kind = kind
+        self.samples = Samples.of(map(self._checked, samples))
+        self.skipped = list(skipped)
         self.remarks = list(remarks)
-        for before, sample in zip([None, *self.samples], self.samples, strict=False):
-            if before is not None and before.id == sample.id:
-                raise ValueError(f"two samples have the id {sample.id}")
-            if sample.split not in SPLITS or not 0 <= sample.label < len(self.classes):
-                raise ValueError(f"{sample}: split must be one of {SPLITS} and label an index into {len(self.classes)} classes")
-            if (None if sample.target is None else len(sample.target)) != (None if kind == "class" else len(self.classes)):
-                raise ValueError(f"{sample}: a source of kind {kind} needs {'no target' if kind == 'class' else 'a target for each class'}")
+        if (twice := self.samples.twice()) is not None:
+            raise ValueError(f"two samples have the id {twice}")
+
+    def _checked(self, sample: Sample) -> Sample:
+        if sample.split not in SPLITS or not 0 <= sample.label < len(self.classes):
+            raise ValueError(f"{sample}: split must be one of {SPLITS} and label an index into {len(self.classes)} classes")
+        if (None if sample.target is None else len(sample.target)) != (None if self.kind == "class" else len(self.classes)):
+            needed = "no target" if self.kind == "class" else "a target for each class"
+            raise ValueError(f"{sample}: a source of kind {self.kind} needs {needed}")
+        return sample
 
     def read(self, sample: Sample) -> np.ndarray:
         """The picture, uint8 [h, w, 3]. Raises UserError for a picture that can't be read."""
         raise NotImplementedError
 
-    def split(self, name: str) -> list[Sample]:
-        """The samples of train, val or test; an empty list where the set has no such split."""
-        return [sample for sample in self.samples if sample.split == name]
+    def split(self, name: str) -> Samples:
+        """The samples of train, val or test; none where the set has no such split."""
+        return self.samples.of_split(name)
 
     def sizes(self) -> dict[str, int]:
         """Pictures in each split; all three are named, an empty one too."""
-        counts = dict.fromkeys(SPLITS, 0)
-        for sample in self.samples:
-            counts[sample.split] += 1
-        return counts
+        return self.samples.counts()
 
     def facts(self) -> dict[str, Any]:
         """What settings must fit, as a record holds it: the kind, the sizes of the splits, the classes."""
@@ -118,8 +106,8 @@ class Files(Source):
         self.root = root
 
     def read(self, sample: Sample) -> np.ndarray:
-        """The picture, uint8 [h, w, 3]. Raises UserError for a file that is gone or damaged."""
-        from regraft.datasets.pictures import decode
+        """The picture, uint8 [h, w, 3]. Raises UserError for a file that is gone, damaged, or not what it was when the set was opened."""
+        from regraft.datasets.pictures import changed, decode
 
         path = self.root / sample.id
         try:
@@ -127,7 +115,13 @@ class Files(Source):
         except OSError as error:
             remedy = f"can't be read ({error.strerror}), though it could when the set was opened; put it back and start again"
             raise UserError(Problem(str(path), None, remedy)) from None
+        if self.content(sample, hashlib.sha256(data).hexdigest()) != sample.sha256:
+            raise changed(str(path))
         return decode(data, str(path))
+
+    def content(self, sample: Sample, sha256: str) -> str:
+        """What the sample's hash must be, where its file's is `sha256`."""
+        return sha256
 
 
 class InMemory(Source):
@@ -150,9 +144,9 @@ class Packed(Source):
     ) -> None:
         super().__init__(classes, samples, remarks=remarks)
         self.pixels = pixels
-        self.rows = {sample.id: rows[sample.id] for sample in self.samples}
+        self.rows = array("q", (rows[sample.id] for sample in self.samples))  # in the order of the samples
 
     def read(self, sample: Sample) -> np.ndarray:
         """The picture, uint8 [h, w, 3], a copy of its own; grey becomes three equal channels."""
-        picture = self.pixels[self.rows[sample.id]]
+        picture = self.pixels[self.rows[self.samples.find(sample.id)]]
         return picture.copy() if picture.ndim == 3 else picture[:, :, None].repeat(3, axis=2)

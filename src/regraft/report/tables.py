@@ -232,6 +232,8 @@ def _kept(record: Mapping[str, Any]) -> list[str]:
     epoch = words.at(record, "kept.epoch")
     if not words.known(epoch):
         return []
+    if solved := words.at(record, "fit"):
+        return [_solved(record, solved)]
     if epoch < 0:
         return ["the net as it was: nothing trained"]
     phases = record.get("phases") or []
@@ -239,6 +241,14 @@ def _kept(record: Mapping[str, Any]) -> list[str]:
     span = f" of 0{words.DASH}{sum(epochs) - 1}" if epochs and all(map(words.known, epochs)) and sum(epochs) > 1 else ""
     value, monitor = words.at(record, "kept.value"), words.at(record, "kept.monitor")
     return [f"epoch {epoch}{span}{f' ({monitor} {value:.3f})' if words.known(value) and monitor else ''}"]
+
+
+def _solved(record: Mapping[str, Any], fit: Mapping[str, Any]) -> str:
+    """`a head of penalty 10, of 17 tried on val`"""
+    chosen = next((f"{name} {fit[name]:.4g}" for name in ("penalty", "k") if words.known(fit.get(name))), "")
+    tried = fit.get("tried") or []
+    some = f", of {len(tried)} tried on val" if len(tried) > 1 else ""
+    return f"the head that was solved for{f': {chosen}{some}' if chosen else ''}"
 
 
 def _tuned(record: Mapping[str, Any]) -> list[str]:
@@ -259,6 +269,9 @@ def _times(record: Mapping[str, Any]) -> list[str]:
     named = {"start": "start-up", "frozen": "frozen part", "train": "training", "evaluate": "evaluation"}
     parts = ", ".join(f"{words.duration(times[name])} {word}" for name, word in named.items() if words.known(times[name]))
     whole = f"{words.duration(times['total'])} in all" if words.known(times["total"]) else ""
+    size, share = words.at(record, "group.size"), words.at(record, "times.share")
+    if whole and words.known(size) and words.known(share):
+        whole += f" with {words.count(size - 1, 'other run')}, of which {words.duration(share)} for this one"
     return [": ".join(filter(None, (whole, parts)))] if whole or parts else []
 
 
@@ -297,12 +310,18 @@ class Run:
     def val(self) -> Any:
         return words.at(self.record, f"metrics.val/{words.metric(self.record)}")
 
+    @property
+    def seconds(self) -> Any:
+        """What it took; of a group's time, its share."""
+        share = words.at(self.record, "times.share")
+        return share if words.known(share) else words.at(self.record, "times.total")
+
     def line(self, axes: Sequence[str], best: float | None) -> str:
         """The run's row of the table, for narrow terminals."""
         mark = "* " if best is not None and self.val == best else ""
         accuracies = {split: words.accuracy(self.record, split) for split in ("val", "test")}
         figures = [f"{split} {value} ({interval})" for split, (value, interval) in accuracies.items() if value != words.DASH]
-        seconds = words.at(self.record, "times.total")
+        seconds = self.seconds
         return mark + ", ".join([self.swept(axes), *figures, *([words.duration(seconds)] if words.known(seconds) else [])])
 
     def swept(self, axes: Sequence[str]) -> str:
@@ -322,7 +341,7 @@ def _runs(runs: Sequence[Run], axes: Sequence[str], best: float | None) -> Table
     for run in runs:
         chosen = best is not None and run.val == best
         numbers = [text for split in ("val", "test") for text in words.accuracy(run.record, split)]
-        seconds = words.figure(words.at(run.record, "times.total"), ".1f")
+        seconds = words.figure(run.seconds, ".1f")
         cells = ["*" if chosen else "", *(_value(words.at(run.config, axis)) for axis in axes), *numbers, seconds, run.status]
         table.add_row(*map(Text, cells), style="bold" if chosen else None)
     return table

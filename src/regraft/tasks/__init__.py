@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from regraft.registry import Group, Named
@@ -31,6 +32,10 @@ class TaskSpec(Named):
 
     def scores(self, logits: Tensor) -> Tensor:
         """[n, outputs] -> what is told to users: probabilities, or numbers"""
+        raise NotImplementedError
+
+    def averaged(self, logits: Tensor) -> Tensor:
+        """[v, n, outputs] of v views of each picture -> [n, outputs] whose scores are the mean of the views' scores"""
         raise NotImplementedError
 
     def answers(self, scores: Tensor, names: list[str]) -> list[Any]:
@@ -63,6 +68,9 @@ class Classify(TaskSpec):
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1)
+
+    def averaged(self, logits: Tensor) -> Tensor:
+        return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
     def answers(self, scores: Tensor, names: list[str]) -> list[str]:
         return [names[number] for number in scores.argmax(-1).tolist()]
@@ -102,6 +110,11 @@ class Tag(TaskSpec):
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
 
+    def averaged(self, logits: Tensor) -> Tensor:
+        from torch.nn.functional import logsigmoid
+
+        return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)  # log of the odds of the mean
+
     def answers(self, scores: Tensor, names: list[str]) -> list[str]:
         return self.truths(scores >= 0.5, names)
 
@@ -128,6 +141,9 @@ class Regress(TaskSpec):
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits
+
+    def averaged(self, logits: Tensor) -> Tensor:
+        return logits.mean(0)
 
     def answers(self, scores: Tensor, names: list[str]) -> list[str]:
         return ["|".join(f"{number:.6g}" for number in row) for row in scores.tolist()]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
@@ -68,6 +69,8 @@ class PhaseModule(pl.LightningModule):
             wanted = [name for name in every if name == task.METRICS[0] or f"{split}/{name}" == monitor]
             measures |= {f"{split}/loss": MeanMetric()} | {f"{split}/{name}": every[name] for name in wanted}
         self.measures: Mapping[str, Metric] = torch.nn.ModuleDict(measures)  # type: ignore[assignment]
+        # what keeps lists is gathered from every rank: one without rows takes part with none of them
+        self._listed = {name for name, each in measures.items() if any(isinstance(state, list) for state in each.metric_state.values())}
         freezing.gradients(chain, phase)
         self.train()
 
@@ -90,6 +93,11 @@ class PhaseModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self._start = {name: tensor.to(self.device) for name, tensor in self._start.items()}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """The share stays where it is: the host reads it in each step, and must not wait for the device."""
+        moved = {name: move_data_to_device(getattr(batch, name), device) for name in ("x", "y", "other", "own")}
+        return batch._replace(**moved)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         share = batch.share
@@ -124,14 +132,14 @@ class PhaseModule(pl.LightningModule):
     def _measure(self, split: str, batch: Batch, logits: Tensor) -> Tensor:
         """The sum of the losses of the rows that count; they enter the split's metrics."""
         losses = self._losses(logits, batch)  # [b]
-        real = batch.share.weight.to(logits.device) > 0
-        if real.any():
-            self.measures[f"{split}/loss"].update(losses[real].detach())
+        weight = batch.share.weight
+        real = slice(None) if weight.all() else (weight > 0).to(logits.device)  # nearly always all rows count
+        some, mean = bool(weight.any()), f"{split}/loss"
+        if some:
+            self.measures[mean].update(losses[real].detach())
         scores, truth = self.task.judged(logits[real].detach().float(), _heavier(batch)[real], self._units)
         for name, measure in self.measures.items():
-            # what keeps lists is gathered from every rank: one without rows takes part with none of them
-            listed = any(isinstance(state, list) for state in measure.metric_state.values())
-            if name.startswith(f"{split}/") and not name.endswith("/loss") and (listed or real.any()):
+            if name.startswith(f"{split}/") and name != mean and (some or name in self._listed):
                 measure.update(scores, truth)
         return losses.sum()
 
@@ -166,7 +174,7 @@ class PhaseModule(pl.LightningModule):
 def frozen(chain: Chain, x: Tensor, boundary: str, dtype: torch.dtype) -> Tensor:
     """Prepared pictures -> what enters the boundary, in `dtype`; the same whether it is stored or used at once."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        return chain(x, stop=boundary).to(dtype)
+        return chain(x, stop=boundary).to(dtype).contiguous()  # as rows of the cache are: what trains must not see how it was laid out
 
 
 def _heavier(batch: Batch) -> Tensor:

@@ -1,0 +1,292 @@
+"""Many runs that differ in their heads' numbers alone, trained as one stack in one fit: each at its own epoch, in its own order.
+
+What a run alone would see, a head of a stack sees too: the same batches, the same dropout masks, the same steps of its schedule; the sums
+are the same up to rounding. Shapes: h heads, d different inputs among them, b rows of a batch, f features, k outputs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from regraft import files
+from regraft.batches import GlobalBatches
+from regraft.computing import autocast
+from regraft.errors import UserError
+from regraft.hardware import Batch as Arithmetic
+from regraft.hardware import Choice
+from regraft.judging import Judge
+from regraft.record import CHECKPOINT, METRICS, Metrics
+from regraft.stack import Stack, StackedOptimizer, clip
+from regraft.streams import Dropout, generator
+from regraft.tally import Tally
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from regraft.engine import Engine
+    from regraft.feeds import Feed
+
+ROWS = 1024  # of val, looked at together
+
+
+@dataclass
+class Member:
+    """One run of a stack."""
+
+    engine: Engine
+    head: nn.Module  # as it starts
+    judge: Judge
+    loggers: Sequence[Logger] = ()
+    epoch: int = 0  # done so far
+    error: UserError | None = None  # why it failed alone
+    seconds: float = 0.0  # that the stack trained while it was in it
+    resumed: dict[str, Any] = field(default_factory=dict)  # the moments of its optimizer
+
+    @property
+    def seed(self) -> int:
+        return self.engine.settings.seed
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has nothing left to train."""
+        return self.error is not None or self.epoch >= self.engine.epochs
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Go on where an interrupted stack has left this head; an empty checkpoint is the begin."""
+        if checkpoint:
+            mine, own = checkpoint["regraft"], checkpoint["stacked"]
+            self.epoch = self.engine.epochs if mine["over"] else mine["epochs"]
+            self.head.load_state_dict(own["head"])
+            self.resumed = own["optimizer"]
+            best = self.judge.best
+            best.epoch, best.value, best.state = (mine["best"][key] for key in ("epoch", "value", "state"))
+            self.judge.waited, self.judge.peak = mine["waited"], mine["peak"]
+        Metrics(self.engine.folder / METRICS).start(self.epoch)
+
+
+class Step(NamedTuple):
+    """What every head of a stack gets for one optimizer step."""
+
+    x: Tensor  # [d, b, f]
+    y: Tensor  # [d, b] int64 classes, or [d, b, k] labels or numbers
+    which: Tensor  # [h] int64: which of the d inputs is a head's
+    number: int  # of the epoch
+
+
+class Rounds(IterableDataset[Step]):
+    """One epoch of every member, step by step. Heads of the same seed at the same epoch share their input."""
+
+    def __init__(self, feed: Feed, members: Sequence[Member], sampling: dict[str, Any]) -> None:
+        self.feed, self.members, self.sampling = feed, list(members), sampling
+        self.size = members[0].engine.settings.batch.size
+
+    def inputs(self) -> tuple[list[tuple[int, int]], Tensor]:
+        """The different (seed, epoch) pairs, and which of them is each member's."""
+        own = [(member.seed, member.epoch) for member in self.members]
+        pairs = list(dict.fromkeys(own))
+        return pairs, torch.tensor([pairs.index(pair) for pair in own])
+
+    def batches(self, seed: int, epoch: int) -> GlobalBatches:
+        """A whole global batch at a time: features are small."""
+        whole = Arithmetic(self.size, 1, self.size, 1)
+        return GlobalBatches(len(self.feed), whole, **{**self.sampling, "seed": seed}, first_epoch=epoch)
+
+    def __iter__(self) -> Iterator[Step]:
+        pairs, which = self.inputs()
+        for number, shares in enumerate(zip(*(self.batches(*pair) for pair in pairs), strict=True)):
+            x = torch.stack([self.feed.tensors(share.picture, share.view, share.epoch) for share in shares])
+            yield Step(x, torch.stack([self.feed.truth[share.picture] for share in shares]), which, number)
+
+
+class StackModule(pl.LightningModule):
+    """The stack as Lightning trains it. The loss is the sum of the heads' own, each the mean over its batch."""
+
+    def __init__(self, stack: Stack, members: Sequence[Member], rounds: Rounds, val: Feed, choice: Choice, first_dropout: int) -> None:
+        """`first_dropout`: how many dropouts a chain holds below its head, each with a stream of its own."""
+        super().__init__()
+        self.stack, self.members, self.rounds, self.val, self.choice = stack, list(members), rounds, val, choice
+        self.first_dropout = first_dropout
+        first = members[0].engine
+        self.epoch_steps = first.batch_steps
+        self.rate = first.phases[0].lr * first.phases[0].factor("head")
+        self.checkpoint_seconds = first.settings.trainer.checkpoint_seconds
+        self._saved = self._began = time.monotonic()
+        self._arrange()
+
+    def configure_optimizers(self) -> Optimizer:
+        specs = [member.engine.settings.optimizer for member in self.members]
+        decays = torch.tensor(
+            [0.0 if member.engine.phases[0].pull else spec.weight_decay for member, spec in zip(self.members, specs, strict=True)]
+        )
+        self.optimizer = StackedOptimizer(self.stack, specs[0], torch.zeros(len(specs)), decays)
+        for i, member in enumerate(self.members):
+            if member.resumed:
+                self.optimizer.put(self.stack, i, member.resumed, member.epoch * self.epoch_steps)
+        return self.optimizer
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
+        most = self.members[0].engine.settings.trainer.clip
+        if most is not None:
+            clip(list(self.stack.parameters()), most)
+
+    def on_train_epoch_start(self) -> None:
+        self.tally.start("train")
+
+    def on_train_batch_start(self, batch: Step, batch_idx: int) -> None:
+        at = [member.epoch * self.epoch_steps + batch.number for member in self.members]
+        self.optimizer.rates = torch.tensor(
+            [peak * factor(step) for peak, factor, step in zip(self._peaks, self._factors, at, strict=True)], dtype=torch.float64
+        )
+
+    def training_step(self, batch: Step, batch_idx: int) -> Tensor:
+        x, y = batch.x.float(), batch.y
+        masks = self._masks(batch) if any(self._dropouts.tolist()) else None
+        if len(x) > 1:
+            x, y = x[batch.which], y[batch.which]  # [h, b, f]
+        losses = self.tally.add(self.stack(x, masks).float(), y)  # [h, b]
+        return (losses.sum(1) / losses.shape[1]).sum()
+
+    def on_train_epoch_end(self) -> None:
+        """Every member has made one more epoch of its own; those that are done, or have diverged, leave the stack."""
+        took, self._began = time.monotonic() - self._began, time.monotonic()
+        train, val = self.tally.results(), self._validate()
+        lrs = self.optimizer.rates.tolist()
+        done = []
+        for i, member in enumerate(self.members):
+            found = {name: float(values[i]) for name, values in (train | val).items()}
+            member.seconds += took
+            if self._ended(i, member, found | {"lr": lrs[i]}):
+                done.append(i)
+        left = [i for i in range(len(self.members)) if i not in done]
+        due = time.monotonic() - self._saved >= self.checkpoint_seconds
+        for i in range(len(self.members)) if due else done:
+            self._save(i)
+        if due:
+            self._saved = time.monotonic()
+        if not left:
+            self.trainer.should_stop = True
+        elif done:
+            self.stack.keep(torch.tensor(left))
+            self.optimizer.keep(torch.tensor(left))
+            self.members = self.rounds.members = [self.members[i] for i in left]
+            self._arrange()
+
+    def _arrange(self) -> None:
+        """What is looked up for each head at each step."""
+        settings = [member.engine.settings for member in self.members]
+        self._peaks = [s.optimizer.lr * self.rate for s in settings]
+        self._factors = [
+            s.schedule.factor(self.epoch_steps * member.engine.epochs, self.epoch_steps)
+            for s, member in zip(settings, self.members, strict=True)
+        ]
+        self._dropouts = torch.tensor([getattr(s.head, "dropout", 0.0) for s in settings])  # [h]
+        self.tally = Tally([member.engine for member in self.members])
+
+    def _masks(self, batch: Step) -> Any:
+        pairs, which = self.rounds.inputs()
+        rows = batch.x.shape[1]
+
+        def mask(dropout: int, x: Tensor) -> Tensor:
+            """[h, b, ...]: the masks that each head's run would draw alone, for the inputs [h or 1, b, ...] of one of its dropouts."""
+            numbers = [
+                torch.rand(rows, *x.shape[2:], generator=generator(seed, "dropout", epoch, batch.number, self.first_dropout + dropout))
+                for seed, epoch in pairs
+            ]
+            p = self._dropouts.view(-1, *[1] * (x.dim() - 1))  # [h, 1, ...]
+            return ((torch.stack(numbers)[which] >= p) / (1 - p)).to(x)
+
+        return mask
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, Tensor]:
+        if not len(self.val):
+            return {}
+        self.tally.start("val")
+        with autocast(self.device, self.choice):
+            for rows in torch.arange(len(self.val)).split(ROWS):
+                x = self.val.tensors(rows, torch.zeros_like(rows), 0).float().to(self.device)
+                self.tally.add(self.stack(x[None]).float(), self.val.truth[rows][None].to(self.device))
+        return self.tally.results()
+
+    def _ended(self, i: int, member: Member, found: dict[str, float]) -> bool:
+        """What happens at the end of a member's epoch; whether it was its last."""
+        epoch, engine = member.epoch, member.engine
+        try:
+            member.judge.finite(epoch, found["train/loss"])
+        except UserError as error:
+            member.error = error
+            return True
+        member.epoch += 1
+        Metrics(engine.folder / METRICS).append(engine.phases[0].name, epoch, member.epoch * self.epoch_steps, found)
+        for logger in member.loggers:
+            logger.log_metrics({**found, "epoch": float(epoch)}, step=epoch)
+        waited = member.judge.judge(epoch, found, lambda: {f"head.{name}": tensor for name, tensor in self.stack.state(i).items()})
+        if waited:
+            member.epoch = engine.epochs
+        return member.ended
+
+    def _save(self, i: int) -> None:
+        """The member's checkpoint: what it takes to go on alone or in any stack."""
+        member = self.members[i]
+        if member.error:
+            return
+        mine = {"phase": 0, "over": member.ended, "epochs": member.epoch, **member.judge.plain()}
+        own = {"head": self.stack.state(i), "optimizer": self.optimizer.state_of(self.stack, i)}
+        with files.whole(member.engine.folder / CHECKPOINT) as part:
+            torch.save({"regraft": mine, "stacked": own}, part)
+
+
+def train(members: Sequence[Member], feeds: dict[str, Feed], choice: Choice) -> None:
+    """Train all members to the end of each; afterwards each `judge.best` holds the kept epoch, or `error` says why there is none.
+
+    So many at once as a part of the memory holds.
+    """
+    left = [member for member in members if not member.ended]
+    most = max(1, int(memory() / weight(left[0]))) if left else 1
+    for start in range(0, len(left), most):
+        _fit(left[start : start + most], feeds, choice)
+
+
+def weight(member: Member) -> int:
+    """Bytes that one more head takes: its parameters, their gradients, two moments and the kept ones; its input, masked, and its logits."""
+    engine, rows = member.engine, max(member.engine.settings.batch.size, ROWS)
+    numbers = 6 * sum(tensor.numel() for tensor in member.head.parameters())
+    return 4 * (numbers + rows * (3 * engine.chain.features + 4 * len(engine.source.classes)))
+
+
+def memory() -> float:
+    """Bytes that a stack may take: a quarter of what the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 4
+
+
+def _fit(members: Sequence[Member], feeds: dict[str, Feed], choice: Choice) -> None:
+    first = members[0].engine
+    chain, head = (sum(isinstance(part, Dropout) for part in net.modules()) for net in (first.chain, first.chain.head))
+    rounds = Rounds(feeds["train"], members, first.supply.reading.sampling())
+    module = StackModule(Stack([member.head for member in members]), members, rounds, feeds["val"], choice, chain - head)
+    trainer = pl.Trainer(
+        max_epochs=max(member.engine.epochs - member.epoch for member in members),
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,  # each member has a checkpoint of its own
+        num_sanity_val_steps=0,
+        default_root_dir=first.folder.path,
+        **first.settings.hardware.trainer(choice) | {"accumulate_grad_batches": 1},
+    )
+    torch.set_flush_denormal(True)  # the weights of a head that shrinks to nothing would otherwise make every step forty times as long
+    try:
+        trainer.fit(module, DataLoader(rounds, batch_size=None))
+    finally:
+        torch.set_flush_denormal(False)

@@ -1,0 +1,148 @@
+"""How the runs of a group are trained: as one stack of heads, by one solver, or one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from regraft import errors, streams
+from regraft.batches import GlobalBatches
+from regraft.computing import device_of
+from regraft.fitting import fit
+from regraft.hardware import Batch as Arithmetic
+from regraft.judging import Best, Judge
+from regraft.layout import HEAD
+from regraft.stacking import Member, train
+from regraft.tasks import LOWER
+from regraft.tasks.module import frozen
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import Logger
+
+    from regraft.engine import Engine
+    from regraft.feeds import Feed
+
+ROWS = 1024  # features that a solver is given at once
+
+
+@dataclass
+class Begun:
+    """A run under way."""
+
+    engine: Engine
+    record: dict[str, Any]  # as it began
+    warned: list[str]
+    launched: float  # s since 1970
+    start: float  # s from then to its first step
+    loggers: list[Logger] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)  # what its training adds to the record
+
+    def log(self) -> None:
+        """Open its loggers."""
+        s, folder = self.engine.settings, self.engine.folder
+        self.loggers = [each for spec in s.logger.values() if (each := spec.build(folder.path, self.record["run_id"], folder.config))]
+
+
+def trained(runs: Sequence[Begun], rank: int) -> Iterator[Begun]:
+    """Each run when the chain holds its kept weights. One that fails alone is marked, and not given."""
+    first = runs[0].engine
+    for run in runs:
+        run.log()
+    if first.settings.head.fits:
+        yield from _fitted(runs)
+        return
+    if runs[0].record.get("group"):
+        [phase] = first.phases
+        feeds = first.supply.feeds(HEAD, phase)
+        if all(feed.cached for feed in feeds.values()):
+            yield from _stacked(runs, feeds)
+            return
+        first.say("what enters the heads can't be cached: each trains alone")
+    for run in runs:
+        first.chain.head = _head(run.engine) if len(runs) > 1 else first.chain.head
+        try:
+            run.engine.train(run.loggers, rank)
+        except errors.UserError as error:
+            if len(runs) == 1:
+                raise
+            run.engine.folder.update(status="failed", error=errors.facts(error))
+        else:
+            yield run
+
+
+def _head(engine: Engine) -> nn.Module:
+    """The head that the run's own seed gives."""
+    s = engine.settings
+    with streams.seeded(s.seed, "head"):
+        return s.head.build(engine.chain.features, engine.source.classes)
+
+
+def _stacked(runs: Sequence[Begun], feeds: dict[str, Feed]) -> Iterator[Begun]:
+    first = runs[0].engine
+    members = []
+    for run in runs:
+        member = Member(run.engine, _head(run.engine), Judge(run.engine.settings, Best()), run.loggers)
+        member.restore(run.engine.checkpoint())
+        members.append(member)
+    resumed = [member.epoch for member in members if member.epoch]
+    if resumed:
+        first.say(f"{len(resumed)} of {len(runs)} heads go on after {min(resumed)} to {max(resumed)} epochs")
+    choice = first.settled(feeds["train"])
+    began = time.monotonic()
+    train(members, feeds, choice)
+    if len(runs) > 1:
+        first.say(f"{len(runs)} heads trained as one batch in {time.monotonic() - began:.1f} s")
+    for run, member in zip(runs, members, strict=True):
+        engine = run.engine
+        if member.error:
+            engine.folder.update(status="failed", error=errors.facts(member.error))
+            continue
+        engine.best, engine.seconds = member.judge.best, member.seconds
+        engine.chain.head = member.head
+        engine.hold()
+        yield run
+
+
+def _fitted(runs: Sequence[Begun]) -> Iterator[Begun]:
+    """Heads that need no epochs: those of one kind share what they are solved with."""
+    first = runs[0].engine
+    s, chain = first.settings, first.chain
+    feeds = first.supply.feeds(HEAD, first.phases[0] if first.phases else None)
+    views = first.supply.reading.sampling()["views"]
+
+    def batches(feed: Feed, views: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Every picture in every view, in order: features [b, f] and truth."""
+        whole = GlobalBatches(len(feed), Arithmetic(ROWS if feed.cached else 64, 1, ROWS, 1), views=views, expand=True)
+        for batch in feed.loader(whole, 0 if feed.cached else s.hardware.readers()):
+            x = batch.x.to(device_of(s.hardware))
+            x = x if feed.cached else frozen(chain, chain.prepare(x), HEAD, first.supply.dtype)
+            yield x.float().cpu(), first.units.within(batch.y) if first.units else batch.y
+
+    def judge(logits: Tensor, truth: Tensor) -> float:
+        units = first.units
+        logits, truth = (units.back(logits), units.back(truth)) if units else (logits, truth)
+        return first.measured(logits, truth)[s.monitor.partition("/")[2]]
+
+    began = time.monotonic()
+    found = fit(
+        [run.engine.settings.head for run in runs],
+        lambda: batches(feeds["train"], views),
+        (lambda: batches(feeds["val"], 1)) if len(feeds["val"]) else None,
+        chain.features,
+        len(first.source.classes),
+        s.task.KIND,
+        judge,
+        s.monitor.partition("/")[2] in LOWER,
+        first.say,
+    )
+    took = time.monotonic() - began
+    for run, (head, facts) in zip(runs, found, strict=True):
+        chain.head = head
+        run.engine.seconds, run.facts = took, {"fit": facts}
+        run.engine.changing |= {f"head.{name}" for name in head.state_dict()}
+        run.engine.hold()
+        yield run
