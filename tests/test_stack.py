@@ -125,10 +125,13 @@ def test_heads_that_stay_go_on_as_if_nobody_had_left(rule):
 def test_an_input_that_all_share_is_the_same_as_a_copy_for_each(kind, count, rows):
     heads = made(kind, count)
     stack, x = Stack(heads), torch.randn(rows, 6, generator=torch.Generator().manual_seed(rows))
-    shared, copied = stack(x[None]), stack(x[None].expand(count, -1, -1).contiguous())
+    shared, copied = stack(x[None]), stack(x[None].expand(count, -1, -1).contiguous(), range(count))
     each = torch.stack([head.eval()(x) for head in heads])
     assert torch.allclose(shared, each, atol=1e-5)
     assert torch.allclose(copied, each, atol=1e-5)
+    which = sorted(i % 2 for i in range(count))  # two inputs, shared by some
+    some = stack(torch.stack([x, 2 * x][: len(set(which))]), which)
+    assert torch.allclose(some, torch.stack([head((1 + i) * x) for head, i in zip(heads, which, strict=True)]), atol=1e-5)
 
 
 def test_what_can_not_be_stacked_is_told():

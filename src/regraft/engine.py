@@ -33,6 +33,7 @@ from regraft.tuning import applied, settle
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
+    from torchmetrics import Metric
 
     from regraft.chain import Chain
     from regraft.datasets.source import Source
@@ -63,11 +64,11 @@ class Engine:
         folder: RunFolder,
         say: Callable[[str], None],
         show: bool,
-        supply: Supply | None = None,
+        like: Engine | None = None,
     ) -> None:
-        """`supply`: that of another engine with the same chain, data and augmentation, whose rows this one shares; None: one of its own."""
+        """`like`: the engine of another run, which differs from this one in its head's numbers alone; what is equal is shared."""
         self.settings, self.chain, self.source, self.folder, self.say, self.show = settings, chain, source, folder, say, show
-        self.supply = supply or Supply(settings, chain, source, say, show)
+        self.supply: Supply = like.supply if like else Supply(settings, chain, source, say, show)
         self.samples = self.supply.samples
         self.batch_steps = GlobalBatches(
             len(self.samples["train"]), settings.batch, **self.supply.reading.sampling()
@@ -75,13 +76,16 @@ class Engine:
         self.epochs = settings.trainer.epochs(self.batch_steps)
         self.phases = self._drawn() if self.epochs else []
         outputs = len(source.classes)
-        if (metric := settings.monitor.partition("/")[2]) not in ("loss", *settings.task.meters(outputs)):
-            remedy = f"{metric} says nothing of {outputs} classes; {', '.join(settings.task.meters(outputs))} and loss are measured"
+        self._meters: dict[str, Metric] = like._meters if like else settings.task.meters(outputs)
+        if (metric := settings.monitor.partition("/")[2]) not in ("loss", *self._meters):
+            remedy = f"{metric} says nothing of {outputs} classes; {', '.join(self._meters)} and loss are measured"
             raise UserError(Problem("trainer.monitor", settings.monitor, remedy))
         boundaries = [chain.stages.index(phase.boundary) for phase in self.phases]
         self.lowest = chain.stages[min(boundaries, default=-1)]  # below it nothing ever changes
-        own = {name for name in chain.state_dict() if name.split(".")[0] in ("head", "whitening")}  # a run's, whether they train or not
-        self.changing = freezing.changing(chain, self.phases) | own
+        own = (
+            set() if like else {name for name in chain.state_dict() if name.split(".")[0] in ("head", "whitening")}
+        )  # a run's, whether they train or not
+        self.changing: set[str] = set(like.changing) if like else freezing.changing(chain, self.phases) | own
         pulled = any(phase.pull for phase in self.phases)
         self.start = {name: tensor.detach().clone() for name, tensor in chain.named_parameters()} if pulled else {}
         train = truth(self.samples["train"])
@@ -165,10 +169,11 @@ class Engine:
         losses = self.loss(units.within(logits), units.within(truth)) if units else self.loss(logits, truth)
         found = {"loss": float(losses.double().mean())}
         scores, truth = task.judged(units.within(logits) if units else logits, truth, units)
-        for name, meter in task.meters(logits.shape[1]).items():
+        for name, meter in self._meters.items():
             meter.distributed_available_fn = lambda: False  # this rank has the whole split, and the others are not asked
             meter.set_dtype(torch.float64).update(scores, truth)
             found[name] = float(meter.compute())
+            meter.reset()
         return found
 
     def whiten(self) -> None:

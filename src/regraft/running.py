@@ -42,7 +42,7 @@ def execute(folders: Sequence[RunFolder], say: Say, show: bool = False) -> None:
     s = of[0]
     torch.set_num_threads(s.hardware.computing())
     source = s.dataset.open(s.cache.folder())
-    for record in records:
+    for record in {record["data"]["fingerprint"]: record for record in records}.values():
         same_data(source, record)
     if unfit := s.fits(source.facts()):
         raise UserError(unfit)
@@ -58,7 +58,7 @@ def execute(folders: Sequence[RunFolder], say: Say, show: bool = False) -> None:
     first.whiten()
     engines = [
         first,
-        *(Engine(each, chain, source, folder, tell, False, first.supply) for each, folder in zip(of[1:], folders[1:], strict=True)),
+        *(Engine(each, chain, source, folder, tell, False, first) for each, folder in zip(of[1:], folders[1:], strict=True)),
     ]
     runs = []
     tables = [_stages(chain, phase) for phase in first.phases]  # runs of a group train the same stages
@@ -75,6 +75,7 @@ def execute(folders: Sequence[RunFolder], say: Say, show: bool = False) -> None:
             _introduce(say, phases, warned)
     if rank == 0 and set(chain.state_dict()) - first.changing:  # what stays frozen is kept once, for all runs that share it
         weights.Kept(s.cache.folder()).put(before)
+    noted = False
     for run in together.trained(runs, rank):
         if rank:
             continue
@@ -84,7 +85,9 @@ def execute(folders: Sequence[RunFolder], say: Say, show: bool = False) -> None:
             if len(runs) == 1:
                 raise
             run.engine.folder.update(status="failed", error=errors.facts(error))
-        else:
+            continue
+        if not noted:  # what one of a group has needed, all have
+            noted = True
             outlook.note(run.engine.settings, origin.identity, run.engine.folder.record, run.engine.epochs)
 
 
@@ -129,20 +132,20 @@ def _reported(s: Settings) -> dict[str, Any] | None:
 def _warnings(chain: Chain, phases: list[Phase], s: Settings) -> list[str]:
     """What a user should know of before training. Raises UserError for what `hardware.batchnorm=refuse` refuses."""
     norms = (torch.nn.modules.batchnorm._BatchNorm,)
-    found = any(isinstance(module, norms) for phase in phases for module in freezing.awake(chain, phase))
-    if s.batch.devices * s.batch.accumulate == 1 or not found:
+    several = s.batch.devices * s.batch.accumulate > 1
+    if not several or not any(isinstance(module, norms) for phase in phases for module in freezing.awake(chain, phase)):
         return []
-    several = f"{s.batch.devices} devices x {s.batch.accumulate} micro-batches"
+    division = f"{s.batch.devices} devices x {s.batch.accumulate} micro-batches"
     if s.hardware.batchnorm == "refuse":
         raise UserError(
-            Problem("hardware.batchnorm", "refuse", f"BatchNorm would train over {several}; local or sync, or one device, work")
+            Problem("hardware.batchnorm", "refuse", f"BatchNorm would train over {division}; local or sync, or one device, work")
         )
     seen = s.batch.micro * (s.batch.devices if s.hardware.syncs() else 1)
     if seen == s.batch.size:
         return []
     why = ", since SyncBatchNorm needs GPUs" if s.hardware.batchnorm == "sync" and s.hardware.accelerator() != "gpu" else ""
     kind = "sync" if s.hardware.syncs() else "local"
-    return [f"BatchNorm takes its statistics from {seen} pictures, not from {s.batch.size} ({several}; {kind}{why})"]
+    return [f"BatchNorm takes its statistics from {seen} pictures, not from {s.batch.size} ({division}; {kind}{why})"]
 
 
 def _stages(chain: Chain, phase: Phase) -> list[dict[str, Any]]:

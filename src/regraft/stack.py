@@ -1,12 +1,14 @@
 """Many heads of one kind as one net: stacked parameters [h, ...], each with a rate, a decay and a dropout of its own.
 
-Shapes: h heads, b rows of a batch, f features, k outputs. Nothing of one head enters another: a sum of their losses has for each head's
-parameters the gradient of its own loss, so that a head that diverges does so alone.
+Shapes: h heads, u different inputs among them, b rows of a batch, f features, k outputs. Nothing of one head enters another: a sum of
+their losses has for each head's parameters the gradient of its own loss, so that a head that diverges does so alone.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -48,15 +50,17 @@ class Stack(nn.Module):
         """The parameters that weight decay is for (those of more than one dimension in each head), and the others."""
         return {wanted: [p for p in self.tensors.values() if (p.dim() > 2) == wanted] for wanted in (True, False)}
 
-    def forward(self, x: Tensor, masks: Masks | None = None) -> Tensor:
-        """[h, b, f], or [1, b, f] that all heads share -> [h, b, k]. `masks`: of the dropouts; None: there are none, as in evaluation"""
-        dropout = 0
+    def forward(self, x: Tensor, which: Sequence[int] = (), masks: Masks | None = None) -> Tensor:
+        """[u, b, f] -> [h, b, k]. `which` [h]: which of the u different inputs is a head's, in ascending order; (): they share the one
+        there is. `masks`: of the dropouts; None: there are none, as in evaluation"""
+        which, dropout = list(which) or [0] * len(self), 0
         for place, layer in zip(self.places, self.layers, strict=True):
             if layer is Dropout:
                 x = x if masks is None else x * masks(dropout, x)
                 dropout += 1
             else:
-                x = LAYERS[layer](x, {name: self._tensor(f"{place}.{name}") for name in ("weight", "bias", "scale")})
+                x = LAYERS[layer](x, which, {name: self._tensor(f"{place}.{name}") for name in ("weight", "bias", "scale")})
+            which = list(range(len(self))) if len(x) == len(self) else which
         return x
 
     def state(self, head: int) -> dict[str, Tensor]:
@@ -90,24 +94,36 @@ def _outer(name: str) -> str:
     return name.replace("/", ".")
 
 
-def _linear(x: Tensor, of: Mapping[str, Any]) -> Tensor:
-    """[h or 1, b, f] with weight [h, k, f] and bias [h, k] -> [h, b, k]"""
+def _linear(x: Tensor, which: Sequence[int], of: Mapping[str, Any]) -> Tensor:
+    """[u, b, f] with weight [h, k, f] and bias [h, k] -> [h, b, k]"""
     weight, bias = of["weight"], of["bias"]
-    if len(x) == 1:  # one product instead of h
-        return nn.functional.linear(x[0], weight.flatten(0, 1), bias.flatten()).unflatten(1, weight.shape[:2]).transpose(0, 1)
-    return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+    if len(x) == len(weight):
+        return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+    parts = []
+    for input, heads in zip(x, _shares(which), strict=True):  # one product for all heads of an input
+        w, b = weight[heads], bias[heads]
+        parts.append(nn.functional.linear(input, w.flatten(0, 1), b.flatten()).unflatten(1, w.shape[:2]).transpose(0, 1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _cosine(x: Tensor, of: Mapping[str, Any]) -> Tensor:
-    """[h or 1, b, f] with weight [h, k, f] and scale [h] -> [h, b, k]"""
-    weight = normalize(of["weight"], dim=-1)
-    return of["scale"][:, None, None] * torch.matmul(normalize(x, dim=-1), weight.transpose(1, 2))
+def _cosine(x: Tensor, which: Sequence[int], of: Mapping[str, Any]) -> Tensor:
+    """[u, b, f] with weight [h, k, f] and scale [h] -> [h, b, k]"""
+    weight, x = normalize(of["weight"], dim=-1), normalize(x, dim=-1)
+    x = x[torch.tensor(which, device=x.device)] if len(x) != len(weight) else x
+    return of["scale"][:, None, None] * torch.matmul(x, weight.transpose(1, 2))
 
 
-LAYERS: dict[type[nn.Module], Callable[[Tensor, Mapping[str, Any]], Tensor]] = {
-    Dropout: lambda x, of: x,
+def _shares(which: Sequence[int]) -> list[slice]:
+    """[0, 0, 1] -> [0:2, 2:3]: the heads of each input"""
+    counts = Counter(which)
+    ends = list(accumulate(counts[number] for number in sorted(counts)))
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+LAYERS: dict[type[nn.Module], Callable[[Tensor, Sequence[int], Mapping[str, Any]], Tensor]] = {
+    Dropout: lambda x, which, of: x,
     nn.Linear: _linear,
-    nn.ReLU: lambda x, of: x.relu(),
+    nn.ReLU: lambda x, which, of: x.relu(),
     Cosine: _cosine,
 }
 
@@ -206,7 +222,7 @@ def _moments(p: Tensor, g: Tensor, state: State, rate: Tensor, step: Tensor, spe
     square = state["square"].mul_(second).addcmul_(g, g, value=1 - second)
     size = (rate.double() / (1 - first**step)).to(p)
     root = (1 - second**step).sqrt().to(p)
-    p.sub_(size * (mean / (square.sqrt() / root + 1e-8)))
+    p.sub_(square.sqrt().div_(root).add_(1e-8).reciprocal_().mul_(mean).mul_(size))
 
 
 RULES: dict[type[OptimizerSpec], Callable[..., None]] = {SGD: _sgd, Adam: _adam, AdamW: _adamw}

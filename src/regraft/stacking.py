@@ -150,11 +150,13 @@ class StackModule(pl.LightningModule):
         )
 
     def training_step(self, batch: Step, batch_idx: int) -> Tensor:
-        x, y = batch.x.float(), batch.y
-        masks = self._masks(batch) if any(self._dropouts.tolist()) else None
-        if len(x) > 1:
-            x, y = x[batch.which], y[batch.which]  # [h, b, f]
-        losses = self.tally.add(self.stack(x, masks).float(), y)  # [h, b]
+        x, which, masks = batch.x.float(), batch.which.tolist(), None
+        if any(p for _, p in self._inputs):
+            masks = self._masks(batch)
+            x = x[torch.tensor([pair for pair, _ in self._inputs], device=x.device)]  # [u, b, f]: one for each share and rate of dropout
+            which = self._which
+        y = batch.y if len(batch.y) == 1 else batch.y[batch.which]
+        losses = self.tally.add(self.stack(x, which, masks).float(), y)  # [h, b]
         return (losses.sum(1) / losses.shape[1]).sum()
 
     def on_train_epoch_end(self) -> None:
@@ -190,21 +192,23 @@ class StackModule(pl.LightningModule):
             s.schedule.factor(self.epoch_steps * member.engine.epochs, self.epoch_steps)
             for s, member in zip(settings, self.members, strict=True)
         ]
-        self._dropouts = torch.tensor([getattr(s.head, "dropout", 0.0) for s in settings])  # [h]
+        _, which = self.rounds.inputs()
+        own = list(zip(which.tolist(), (getattr(s.head, "dropout", 0.0) for s in settings), strict=True))
+        self._inputs = list(dict.fromkeys(own))  # [u] of (which share, dropout): what differs in what enters the heads
+        self._which = [self._inputs.index(each) for each in own]  # [h], in ascending order
         self.tally = Tally([member.engine for member in self.members])
 
     def _masks(self, batch: Step) -> Any:
-        pairs, which = self.rounds.inputs()
-        rows = batch.x.shape[1]
+        pairs, rows = self.rounds.inputs()[0], batch.x.shape[1]
 
         def mask(dropout: int, x: Tensor) -> Tensor:
-            """[h, b, ...]: the masks that each head's run would draw alone, for the inputs [h or 1, b, ...] of one of its dropouts."""
+            """[u or h, b, ...]: the masks that each head's run would draw alone, for the inputs [u or h, b, ...] of one of its dropouts."""
             numbers = [
                 torch.rand(rows, *x.shape[2:], generator=generator(seed, "dropout", epoch, batch.number, self.first_dropout + dropout))
                 for seed, epoch in pairs
             ]
-            p = self._dropouts.view(-1, *[1] * (x.dim() - 1))  # [h, 1, ...]
-            return ((torch.stack(numbers)[which] >= p) / (1 - p)).to(x)
+            of = self._inputs if len(x) == len(self._inputs) else [self._inputs[number] for number in self._which]
+            return torch.stack([(numbers[pair] >= p) / (1 - p) for pair, p in of]).to(x)
 
         return mask
 
@@ -271,6 +275,8 @@ def memory() -> float:
 
 
 def _fit(members: Sequence[Member], feeds: dict[str, Feed], choice: Choice) -> None:
+    # those that share an input stand together, now and whoever leaves
+    members = sorted(members, key=lambda each: (each.epoch, each.seed, getattr(each.engine.settings.head, "dropout", 0.0)))
     first = members[0].engine
     chain, head = (sum(isinstance(part, Dropout) for part in net.modules()) for net in (first.chain, first.chain.head))
     rounds = Rounds(feeds["train"], members, first.supply.reading.sampling())

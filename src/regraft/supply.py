@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from regraft.freeze import Phase
     from regraft.settings import Settings
 
+HELD = 256e6  # bytes of a split that is kept in memory while it is measured
 LIVE = "cache.mode=auto trains such a phase live"
 
 
@@ -48,6 +49,7 @@ class Supply:
         self._why: dict[str, str] = {}  # boundary -> why nothing is kept there
         self._rows: dict[tuple[str, str, Seen], Rows] = {}  # of boundaries below which nothing has changed since the start
         self._later: dict[tuple[str, str, Seen], Rows] = {}  # of the current phase's, where an earlier one has changed what lies below
+        self._held: dict[tuple[str, str], list[Tensor]] = {}  # (boundary, split) -> what whole splits are measured on
         self._states: dict[str, str] = {}  # boundary -> fingerprint of what lies below it at the start
 
     def prepare(self, phases: Sequence[Phase]) -> None:
@@ -114,13 +116,19 @@ class Supply:
     def entering(self, split: str, boundary: str) -> Iterator[Tensor]:
         """A whole split in its order, as it is measured: [views, b, ...] of what enters the boundary, on this rank's device."""
         views, device, samples = self.reading.measuring(), device_of(self.settings.hardware), self.samples[split]
+        if boundary == HEAD and (HEAD, split) in self._held:  # a group's heads are measured one after the other
+            self.chain.head.to(device).eval()
+            yield from self._held[HEAD, split]
+            return
         lay_out(self.chain.to(device).eval(), boundary)
         found = [self._rows.get((boundary, split, view)) for view in views]
         rows = [each for each in found if each is not None]
         if len(rows) == len(found):
             size = 1024 if boundary == HEAD else EXTRACT  # features are small, what enters a lower stage is not
-            for part in torch.arange(len(samples)).split(size) if samples else ():
-                yield torch.stack([each.gather(part) for each in rows]).to(device).float()
+            parts = torch.arange(len(samples)).split(size) if samples else ()
+            read = (torch.stack([each.gather(part) for each in rows]).to(device).float() for part in parts)
+            small = boundary == HEAD and sum(each.bytes for each in rows) * len(samples) <= HELD
+            yield from self._held.setdefault((HEAD, split), list(read)) if small else read
             return
         for batch in self.reading.every(samples, views).in_order(EXTRACT, self.settings.hardware.readers()):
             pictures = (self.chain.prepare(x) for x in batch.x.to(device).unbind(1))

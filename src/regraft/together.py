@@ -94,6 +94,7 @@ def _stacked(runs: Sequence[Begun], feeds: dict[str, Feed]) -> Iterator[Begun]:
     choice = first.settled(feeds["train"])
     began = time.monotonic()
     train(members, feeds, choice)
+    first.chain.requires_grad_(False).eval()
     if len(runs) > 1:
         first.say(f"{len(runs)} heads trained as one batch in {time.monotonic() - began:.1f} s")
     for run, member in zip(runs, members, strict=True):
@@ -102,8 +103,8 @@ def _stacked(runs: Sequence[Begun], feeds: dict[str, Feed]) -> Iterator[Begun]:
             engine.folder.update(status="failed", error=errors.facts(member.error))
             continue
         engine.best, engine.seconds = member.judge.best, member.seconds
-        engine.chain.head = member.head
-        engine.hold()
+        member.head.load_state_dict({name.removeprefix("head."): tensor for name, tensor in engine.best.state.items()})
+        engine.chain.head = member.head.requires_grad_(False).eval()
         yield run
 
 
@@ -140,9 +141,9 @@ def _fitted(runs: Sequence[Begun]) -> Iterator[Begun]:
         first.say,
     )
     took = time.monotonic() - began
+    chain.requires_grad_(False).eval()
     for run, (head, facts) in zip(runs, found, strict=True):
         chain.head = head
         run.engine.seconds, run.facts = took, {"fit": facts}
         run.engine.changing |= {f"head.{name}" for name in head.state_dict()}
-        run.engine.hold()
         yield run
