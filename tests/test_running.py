@@ -259,7 +259,7 @@ def test_a_cache_that_is_too_small_is_told_and_training_goes_on_live(executed):
     with pytest.raises(UserError, match=r"cache.max_gb=\S+ would do"):
         executed([*SMALL, *NETS["mlp"], "freeze=backbone", "cache.mode=require", "cache.max_gb=1e-9", "data.size=33"])
     run = executed([*SMALL, *NETS["mlp"], "freeze=backbone", "cache.max_gb=1e-9", "data.size=33"])
-    assert [note["mode"] for note in run.record["cache"]] == ["live"]
+    assert [(note["boundary"], note["mode"]) for note in run.record["cache"]] == [("pictures", "live"), ("head", "live")]
     assert "would be stored" in run.record["cache"][0]["why"]
 
 

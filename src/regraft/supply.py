@@ -99,7 +99,7 @@ class Supply:
             cached = rows and len(whole) == len(rows) and not why
             found[split] = Cached(whole, self.samples[split]) if cached else self.reading.live(split, phase is not None)
         if phase and phase.epochs > 1:
-            self._decoded([feed for feed in found.values() if isinstance(feed, Live)])
+            self._decoded([feed for split, feed in found.items() if split != "test" and isinstance(feed, Live)])
         if phase and why:
             self._note(boundary=boundary, phase=phase.name, mode="live", why=why, **self._drawn())
         elif phase and not wants.get("train", True):
@@ -110,8 +110,10 @@ class Supply:
         """Live feeds of a phase of several epochs read pictures that were decoded once, where these fit the cache."""
         s = self.settings
         for live in feeds if s.cache.mode != "off" else ():
-            if len(live) and (why := squares.keep(live, s.cache.folder(), s.cache.max_gb * 1e9, s.hardware.readers(), self.ranks)):
+            why = len(live) and squares.keep(live, s.cache.folder(), s.cache.max_gb * 1e9, s.hardware.readers(), self.ranks)
+            if why:
                 self._note(boundary="pictures", mode="live", why=f"decoded in each epoch: {why}")
+                return
 
     def entering(self, split: str, boundary: str) -> Iterator[Tensor]:
         """A whole split in its order, as it is measured: [views, b, ...] of what enters the boundary, on this rank's device."""
