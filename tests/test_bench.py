@@ -154,7 +154,7 @@ def test_grids_have_as_many_points_as_their_rows_say() -> None:
     assert [points([rates(runs)]) for runs in RUNS] == list(RUNS)
 
 
-def test_the_bare_loop_over_a_made_cache_learns(tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stack_and_the_bare_loop_run_over_a_made_cache(tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import heads
 
     monkeypatch.setattr(heads, "CHUNK", 100)
@@ -162,9 +162,13 @@ def test_the_bare_loop_over_a_made_cache_learns(tmp_path: Path, one_thread: None
     assert (table.shape, table.dtype, labels.shape, int(labels.max()) < heads.CLASSES) == ((350, 8), torch.bfloat16, (350,), True)
     assert (tmp_path / "rows.bin").stat().st_size == 350 * 8 * 2
     assert torch.equal(table[:50], table[300:]), "every row is written, the last block too"
-    found = heads.bare(table, labels, heads=2, batch=64)
-    assert found["bare"] > 0
-    assert 0.01 < found["anonymous_gb"] < 100
+    with heads.Watch() as watch:
+        assert heads.bare(table, labels, heads=2, batch=64) > 0
+        assert heads.ours(table, labels, tmp_path, heads=2, batch=64) > 0
+    assert 0.01 < watch.most < 100
+    weights = [torch.load(path, weights_only=True)["stacked"]["head"]["1.weight"] for path in sorted(tmp_path.glob("?/last.ckpt"))]
+    assert len(weights) == 2
+    assert not torch.equal(*weights)
 
 
 def test_the_cost_curve_is_csv_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
