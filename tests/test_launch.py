@@ -252,3 +252,27 @@ def test_two_starts_of_one_command_do_not_disturb_each_other(tmp_path):
     assert "another process is running this run" in second.stderr
     assert first.wait(120) == 0
     assert complete(RunFolder(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("victim", ["controller", "worker"])
+def test_a_killed_group_leaves_no_orphan_and_the_same_command_ends_every_head(tmp_path, victim):
+    words = ["dataset=digits", "model=convnet", "model.weights=none", "data.size=16", "data.batch_size=128", "hardware=cpu"]
+    words += ["trainer.checkpoint_seconds=0", "optimizer.lr=1e-3,1e-2", "trainer.max_epochs=30,300", "trainer.keep=last"]
+    whole = regraft("train", "-m", *words, "hydra.sweep.dir=whole", at=tmp_path)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    command = [*REGRAFT, "train", "-m", *words, "hydra.sweep.dir=killed"]
+    controller = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: any(len(Metrics(path).rows()) > 40 * 5 for path in tmp_path.glob("killed/*/metrics.csv")))
+    running = folders(tmp_path / "killed")
+    [worker, *_] = holding(running[0])
+    os.kill(worker if victim == "worker" else controller.pid, signal.SIGKILL)
+    controller.wait(60)
+    until(lambda: not any(holding(folder) for folder in running), 30)
+    again = regraft("train", "-m", *words, "hydra.sweep.dir=killed", at=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    for one, other in zip(folders(tmp_path / "killed"), folders(tmp_path / "whole"), strict=True):
+        assert complete(one)
+        assert one.record["group"]["size"] >= 1
+        assert one.record["metrics"] == pytest.approx(other.record["metrics"], abs=1e-3)
+        rows = [[row["epoch"] for row in Metrics(folder / "metrics.csv").rows()] for folder in (one, other)]
+        assert rows[0] == rows[1], "no epoch is lost, and none stands twice"

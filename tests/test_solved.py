@@ -92,3 +92,17 @@ def test_what_a_solved_head_can_not_do_is_told_before_anything_runs(words, key):
     with pytest.raises(UserError) as caught:
         sweep.plan(config.Composer().jobs(words, multirun=False))
     assert key in [problem.key for problem in caught.value.problems]
+
+
+def test_heads_of_one_kind_but_other_layers_are_each_kept_whole(swept):
+    folders = swept([*SMALL, "head=nearest_mean", "head.metric=cosine,euclidean", "trainer.max_epochs=0,3"])
+    assert [folder.record["status"] for folder in folders] == ["done"] * 4
+    for folder in folders:
+        run = Run(folder.path)
+        assert run.evaluate() == pytest.approx(run.metrics, abs=1e-5)
+
+
+def test_no_epochs_is_what_a_solved_head_needs(swept):
+    [folder] = swept([*SMALL, "head=knn", "trainer.max_epochs=0", "augmentation=flips", "augmentation.vertical=true", "cache.mode=off"])
+    views = 4 if folder.config["augmentation"]["horizontal"] else 2
+    assert folder.record["fit"]["pictures"] == views * 6 * 19

@@ -7,7 +7,7 @@ import csv
 import pytest
 import torch
 
-from regraft import config, grouping, stacking
+from regraft import config, grouping, stacking, sweep
 from regraft.graft import Run
 from regraft.weights import read
 
@@ -21,7 +21,7 @@ def curves(folder) -> dict[tuple[str, int], float]:
         return {(row["metric"], int(row["epoch"])): float(row["value"]) for row in csv.DictReader(file)}
 
 
-def same(stacked, alone) -> None:
+def same_run(stacked, alone) -> None:
     """One run's folder as it comes out of a stack, and as it comes out of a process of its own."""
     mine, other = curves(stacked), curves(alone)
     assert mine.keys() == other.keys()
@@ -44,6 +44,11 @@ SWEEPS = {
     "views": ["augmentation=d4", "seed=0,7", "optimizer.lr=1e-3,1e-2"],
     "expanded": ["augmentation=flips", "augmentation.views=expand", "optimizer.lr=1e-3,1e-2"],
     "monitor": ["trainer.monitor=val/macro_f1", "trainer.patience=1", "optimizer.lr=1e-3,1e-1"],
+    "fixed": ["head=cosine", "head.learn_scale=false", "optimizer.lr=1e-3,1e-2"],
+    "nesterov": ["optimizer=sgd", "optimizer.nesterov=true", "loss.class_weights=balanced", "optimizer.lr=0.01,0.03"],
+    "tested views": ["augmentation=flips", "evaluate.views=true", "optimizer.lr=1e-3,1e-2"],
+    "bf16": ["cache.dtype=bfloat16", "optimizer.lr=1e-3,1e-2", "seed=0,1"],
+    "pre-drawn": ["augmentation=randaugment", "cache.views=2", "optimizer.lr=1e-3,1e-2"],
     "last": ["trainer.keep=last", "loss=focal", "optimizer.lr=1e-3,1e-2"],
 }
 
@@ -57,7 +62,7 @@ def test_each_head_comes_to_what_it_comes_to_alone(swept, name):
         assert one.record["run_id"] == other.record["run_id"]
         assert one.record["group"]["size"] == len(together)
         assert other.record["group"] is None
-        same(one, other)
+        same_run(one, other)
     assert len({str(curves(folder)) for folder in together}) == len(together), "no two heads are the same"
 
 
@@ -100,7 +105,7 @@ def test_a_killed_group_goes_on_with_each_head_at_its_own_epoch(swept, dying):
     again = swept(words, "killed")
     assert [len({epoch for _, epoch in curves(folder)}) for folder in again] == [2, 2, 5, 5]
     for one, other in zip(again, whole, strict=True):
-        same(one, other)
+        same_run(one, other)
 
 
 def test_a_head_that_began_in_a_group_goes_on_by_itself(swept, dying):
@@ -110,7 +115,7 @@ def test_a_head_that_began_in_a_group_goes_on_by_itself(swept, dying):
         swept([*words, "optimizer.lr=1e-3,1e-2"], "killed")
     [again] = swept([*words, "optimizer.lr=1e-2"], "killed")
     assert again.record["group"]["size"] == 1
-    same(again, whole[1])
+    same_run(again, whole[1])
 
 
 def test_one_that_began_alone_stays_alone(swept, dying):
@@ -130,7 +135,7 @@ def test_a_head_that_diverges_fails_alone(swept):
     assert bad.record["error"]["problems"][0][:2] == ["optimizer.lr", "1e+30"]
     assert "diverged" in bad.record["error"]["message"]
     for folder, other in zip((good, fine), swept([*words, "optimizer.lr=0.01,0.02", "sweep.stack=false"], "alone"), strict=True):
-        same(folder, other)
+        same_run(folder, other)
 
 
 def test_every_folder_of_a_group_is_a_run_folder_of_its_own(swept):
@@ -144,11 +149,12 @@ def test_every_folder_of_a_group_is_a_run_folder_of_its_own(swept):
 
 
 def test_heads_that_find_no_room_in_the_cache_train_alone_and_come_to_the_same(swept):
-    words = [*SMALL, "data.size=36", "optimizer.lr=1e-3,1e-2", "trainer.max_epochs=2"]
+    words = [*SMALL, "data.size=36", "optimizer.lr=1e-3,1e-2", "seed=0,3", "augmentation=flips", "trainer.max_epochs=2"]
     live, cached = swept([*words, "cache.max_gb=1e-9"], "live"), swept(words, "cached")
     assert all(folder.record["cache"][0]["mode"] == "live" for folder in live)
+    assert all(folder.record["group"] is None for folder in live)
     for one, other in zip(live, cached, strict=True):
-        same(one, other)
+        same_run(one, other)
 
 
 def test_a_stack_that_would_not_fit_is_trained_in_parts(swept, monkeypatch):
@@ -158,7 +164,7 @@ def test_a_stack_that_would_not_fit_is_trained_in_parts(swept, monkeypatch):
     monkeypatch.setattr(stacking, "Stack", lambda heads: sizes.append(len(heads)) or stack(heads))
     monkeypatch.setattr(stacking, "memory", lambda: 3e6)
     for one, other in zip(swept(words, "parts"), whole, strict=True):
-        same(one, other)
+        same_run(one, other)
     assert len(sizes) > 1
     assert sum(sizes) == 3
 
@@ -206,3 +212,69 @@ def test_a_group_holds_no_more_runs_than_files_can_be_open():
     rates = ",".join(f"{n}e-5" for n in range(1, 2 * grouping.MOST + 2))
     numbers = keys([f"optimizer.lr={rates}"])
     assert [numbers.count(number) for number in range(3)] == [grouping.MOST, grouping.MOST, 1]
+
+
+def test_tags_and_numbers_are_stacked_too(swept, tmp_path):
+    from PIL import Image
+
+    rows = ["file,width,wide,tall,split"]
+    for i in range(40):
+        picture = Image.new("RGB", (32, 32), "white")
+        picture.paste("black", (0, 8, i % 20 + 2, 24))
+        picture.save(tmp_path / f"{i}.png")
+        split = "test" if i % 5 == 0 else "val" if i % 5 == 1 else "train"
+        rows.append(f"{i}.png,{i % 20},{int(i % 20 > 9)},{i % 2},{split}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    same = [
+        "dataset=csv",
+        f"dataset.path={tmp_path / 'table.csv'}",
+        "data.size=32",
+        "data.batch_size=8",
+        "trainer.max_epochs=3",
+        "seed=0,1",
+    ]
+    for name, more in {
+        "numbers": ["dataset.targets=[width]", "task=regress", "loss=huber"],
+        "tags": ["dataset.targets=[wide,tall]", "task=tag", "trainer.monitor=val/macro_f1"],
+    }.items():
+        words = [*same, *more, "optimizer.lr=1e-3,1e-2"]
+        words = [word.replace("targets", "labels") if name == "tags" else word for word in words]
+        together, alone = swept(words, f"{name} together"), swept([*words, "sweep.stack=false"], f"{name} alone")
+        for one, other in zip(together, alone, strict=True):
+            same_run(one, other)
+
+
+def test_without_val_the_last_epoch_is_kept(swept):
+    words = [
+        *SMALL,
+        "dataset=digits",
+        "model=convnet",
+        "model.weights=none",
+        "dataset.val=0",
+        "trainer.keep=last",
+        "optimizer.lr=1e-3,1e-2",
+    ]
+    for one, other in zip(swept(words, "together"), swept([*words, "sweep.stack=false"], "alone"), strict=True):
+        same_run(one, other)
+        assert one.record["kept"]["epoch"] == 2
+
+
+def test_each_head_has_loggers_of_its_own(swept):
+    folders = swept([*SMALL, "logger=tensorboard", "optimizer.lr=1e-3,1e-2"])
+    for folder in folders:
+        assert list((folder / "tensorboard").glob("events.*")), "its own events in its own folder"
+
+
+def test_what_is_wrong_with_one_head_is_no_trouble_of_the_others(swept, dying, tmp_path):
+    words = [*SMALL, "trainer.checkpoint_seconds=0", "optimizer.lr=1e-3,1e-2,2e-2"]
+    with dying(7):
+        swept(words, "killed")
+    jobs = config.Composer().jobs(["plots=false", *words, f"hydra.sweep.dir={tmp_path / 'killed'}"], multirun=True)
+    folders = [planned.folder for planned in sweep.plan(jobs)]
+    (folders[1] / "last.ckpt").write_bytes(b"no checkpoint")
+    swept(words, "killed")
+    assert [folder.record["status"] for folder in folders] == ["done", "failed", "done"]
+    assert "last.ckpt" in folders[1].record["error"]["message"]
+    short, long = swept([*SMALL, "schedule.warmup=2 epochs", "trainer.max_epochs=1,4"], "warm")
+    assert [short.record["status"], long.record["status"]] == ["failed", "done"]
+    assert "warmup" in short.record["error"]["message"]

@@ -97,7 +97,7 @@ def ours(table: Any, labels: Any, folder: Path, heads: int = HEADS, batch: int =
             loss=job.settings.loss,
             units=None,
             source=SimpleNamespace(classes=[str(each) for each in range(CLASSES)]),
-            chain=SimpleNamespace(features=table.shape[1], modules=head.modules, head=head),
+            chain=SimpleNamespace(features=table.shape[1], backbone=nn.Identity()),
             supply=SimpleNamespace(reading=SimpleNamespace(sampling=lambda: {"views": 1, "expand": False, "mix": None})),
         )
         assert isinstance(head, nn.Module)

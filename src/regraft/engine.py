@@ -70,11 +70,10 @@ class Engine:
         self.settings, self.chain, self.source, self.folder, self.say, self.show = settings, chain, source, folder, say, show
         self.supply: Supply = like.supply if like else Supply(settings, chain, source, say, show)
         self.samples = self.supply.samples
-        self.batch_steps = GlobalBatches(
-            len(self.samples["train"]), settings.batch, **self.supply.reading.sampling()
-        ).steps  # of a whole epoch
-        self.epochs = settings.trainer.epochs(self.batch_steps)
-        self.phases = self._drawn() if self.epochs else []
+        self.sampling = self.supply.reading.sampling() | {"seed": settings.seed}  # how an epoch goes through the pictures
+        self.batch_steps = GlobalBatches(len(self.samples["train"]), settings.batch, **self.sampling).steps  # of a whole epoch
+        self.epochs = 0 if settings.head.fits else settings.trainer.epochs(self.batch_steps)
+        self.phases = self._drawn() if self.epochs or settings.head.fits else []
         outputs = len(source.classes)
         self._meters: dict[str, Metric] = like._meters if like else settings.task.meters(outputs)
         if (metric := settings.monitor.partition("/")[2]) not in ("loss", *self._meters):
@@ -101,7 +100,9 @@ class Engine:
         Raises UserError for a checkpoint that can't be read, and for a boundary that can't be cached under cache.mode=require.
         """
         last = self.checkpoint()
-        last = {} if "stacked" in last else last  # of a head among others, which could not go on there
+        if "stacked" in last:
+            self.say(f"{CHECKPOINT} is of a head among others, which can't go on here: the run starts again")
+            last = {}
         mine = last.get("regraft", {})
         self.best = Best(**mine["best"]) if mine else Best()
         for number, phase in enumerate(self.phases):  # a warm-up that no phase has room for is told before the first one trains
@@ -199,9 +200,7 @@ class Engine:
             freezing.gradients(self.chain, phase)
         last = self._last(number)
         batches = {
-            "train": GlobalBatches(
-                len(feeds["train"]), s.batch, rank=rank, first_epoch=first_epoch, last=last, **self.supply.reading.sampling()
-            ),
+            "train": GlobalBatches(len(feeds["train"]), s.batch, rank=rank, first_epoch=first_epoch, last=last, **self.sampling),
             "val": GlobalBatches(len(feeds["val"]), _forward(s.batch), rank=rank),
         }
         loaders = {split: feeds[split].loader(batches[split], 0 if feeds[split].light else s.hardware.readers()) for split in batches}
@@ -241,7 +240,7 @@ class Engine:
             return Choice(**told["choice"])
         if not s.hardware.measures():
             return s.hardware.plainest()
-        share = next(iter(GlobalBatches(len(feed), s.batch, **self.supply.reading.sampling())))
+        share = next(iter(GlobalBatches(len(feed), s.batch, **self.sampling)))
         batch = feed.batch(share)
         self.chain.to(device_of(s.hardware))
         choice, told = settle(s.hardware, module, batch, s.cache.folder(), s.model.deciding())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ FREE: Mapping[str, tuple[str, ...]] = {
     "loss": ("label_smoothing",),
     "trainer": ("max_epochs",),
 }
-MOST = 256  # runs of a group: each has files open
+MOST = max(8, min(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))  # runs of a group: each has files open
 T = TypeVar("T")
 
 
@@ -32,7 +33,8 @@ def key(s: Settings, data: str, weights: str) -> str:
     """The same for runs that share all below their heads. `data`: the set's fingerprint; `weights`: their identity."""
     sections: dict[str, dict[str, Any] | None] = {at: spec.deciding() for at, spec in s.specs() if at.split(".")[0] not in UNDECIDING}
     if s.head.fits:  # no epochs, and so nothing of what leads through them
-        sections |= {"head": {"name": s.head.name}, "optimizer": None, "schedule": None, "loss": None}
+        judged = sections["loss"] if s.monitor.endswith("/loss") else None
+        sections |= {"head": {"name": s.head.name}, "optimizer": None, "schedule": None, "loss": judged}
     for section, keys in FREE.items():
         if held := sections.get(section):
             sections[section] = {name: value for name, value in held.items() if name not in keys}
@@ -53,6 +55,9 @@ OBSTACLES: Mapping[str, Any] = {
     "more than the head trains": lambda s: not isinstance(s.freeze, BackboneFrozen),
     "cache.mode=off": lambda s: s.cache.mode == "off",
     "several devices": lambda s: s.hardware.count() > 1,
+    "one scale of fp16's gradients for all heads": lambda s: (
+        s.hardware.precision == "fp16" or (s.hardware.precision == "auto" and s.hardware.accelerator() == "gpu")
+    ),
     "a random augmentation": lambda s: s.augmentation.finite() is None and (s.cache.views is None or s.augmentation.mixes),
     "the head can't be stacked": lambda s: not (s.head.stacks or s.head.fits),
     "the optimizer can't be stacked": lambda s: not (s.optimizer.stacks or s.head.fits),

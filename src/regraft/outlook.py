@@ -19,14 +19,16 @@ from regraft.settings import Settings
 
 LONGEST = 2**20  # bytes of what was noted
 DECIDING = ("model", "data", "augmentation", "evaluate", "freeze", "hardware", "cache")  # what lies below the heads, and how it is run
+KINDS = ("head", "optimizer")  # of which the name tells how long a step takes
 
 
 def question(s: Settings, weights: str) -> dict[str, Any]:
     """What decides which stores a run needs, and about how long it takes; `weights`: their identity."""
     of = {key: getattr(s, key).deciding() for key in DECIDING}
     seed = s.seed if s.model.weights == "none" else None
-    epochs = None if isinstance(s.freeze, BackboneFrozen) else s.trainer.epochs(1)
-    return {**of, "size": s.size, "seed": seed, "epochs": epochs, "weights": weights, "torch": metadata.version("torch")}
+    epochs = None if isinstance(s.freeze, BackboneFrozen) else (s.trainer.max_steps or s.trainer.max_epochs)
+    kinds = {key: getattr(s, key).name for key in KINDS}
+    return {**of, **kinds, "size": s.size, "seed": seed, "epochs": epochs, "weights": weights, "torch": metadata.version("torch")}
 
 
 def note(s: Settings, weights: str, record: Mapping[str, Any], epochs: int) -> None:
@@ -41,7 +43,13 @@ def note(s: Settings, weights: str, record: Mapping[str, Any], epochs: int) -> N
                 "seconds": seconds
             }
     times, size = record["times"], (record.get("group") or {"size": 1})["size"]
-    spent = {"start": times["start"], "epoch": times["train"] / max(1, epochs), "heads": size, "evaluate": times["evaluate"]}
+    spent = {
+        "start": times["start"],
+        "epoch": times["train"] / max(1, epochs),
+        "heads": size,
+        "epochs": epochs,
+        "evaluate": times["evaluate"],
+    }
     with suppress(OSError):
         write_json(path, {"passes": list(passes.values()), "spent": spent})
 
@@ -86,14 +94,15 @@ def outlook(groups: Sequence[Sequence[tuple[Settings, str, Any]]]) -> Outlook:
         if told is None:
             found.unknown += 1
             continue
-        spent, epochs = told["spent"], max(each.trainer.epochs(1) for each, _, _ in group)
+        spent = told["spent"]
+        epochs = spent["epochs"] if s.head.fits or s.trainer.max_steps else max(each.trainer.max_epochs for each, _, _ in group)
         found.seconds += (
             spent["start"] + epochs * spent["epoch"] * max(1.0, len(group) / max(1, spent["heads"])) + len(group) * spent["evaluate"]
         )
         for each in told["passes"]:
             at = str(s.cache.folder() / FOLDER / Path(each["store"]).name)
             new = asked.setdefault(at, set())
-            keys = {sample.sha256 for sample in source.split(each["split"])} - new
+            keys = set(source.split(each["split"]).sha256s()) - new
             absent = len(keys - _there(Path(at)))
             new |= keys
             found.there += len(keys) - absent

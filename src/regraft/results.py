@@ -32,8 +32,8 @@ def finish(run: Begun) -> None:
     seconds = {"start": run.start, "frozen": engine.supply.seconds, "train": engine.seconds, "evaluate": measured}
     seconds["total"] = time.time() - run.launched
     size = (run.record.get("group") or {"size": 1})["size"]
-    if size > 1:  # of a group: what it took is shared out evenly, apart from what each run takes by itself
-        seconds["share"] = sum(seconds[part] for part in ("start", "frozen", "train")) / size + seconds["evaluate"]
+    if size > 1:  # of a group: what it took together is shared out evenly
+        seconds["share"] = (seconds["start"] + seconds["frozen"]) / size + seconds["train"] / run.shared + seconds["evaluate"]
     best = engine.best
     folder.finish(
         metrics=metrics,
@@ -43,6 +43,7 @@ def finish(run: Begun) -> None:
         times={"launched": run.launched, "finished": time.time()} | {name: round(value, 3) for name, value in seconds.items()},
         **run.facts,
     )
+    run.close("success")
 
 
 def _measure(engine: Engine, folder: RunFolder) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from regraft import errors, freezing, outlook, together, weights
+from regraft import freezing, outlook, together, weights
 from regraft.chain import Chain
 from regraft.engine import Engine, quiet
 from regraft.errors import Problem, UserError
@@ -84,7 +84,7 @@ def execute(folders: Sequence[RunFolder], say: Say, show: bool = False) -> None:
         except Exception as error:
             if len(runs) == 1:
                 raise
-            run.engine.folder.update(status="failed", error=errors.facts(error))
+            run.fail(error)
             continue
         if not noted:  # what one of a group has needed, all have
             noted = True

@@ -157,9 +157,14 @@ class Settings:
         if data["kind"] != self.task.KIND:
             fitting = [name for name, spec in tasks.GROUP.builtin.items() if getattr(spec, "KIND", "") == data["kind"]]
             found.append(Problem("task", self.task.name, f"dataset={self.dataset.name} has {data['kind']}; task={fitting[0]} learns them"))
-        if self.trainer.trains and not sizes["train"]:
+        if (self.trainer.trains or self.head.fits) and not sizes["train"]:
             found.append(Problem("dataset", self.dataset.name, "there is no train picture"))
-        if self.trainer.trains and not sizes["val"] and (self.trainer.keep == "best" or self.trainer.patience is not None):
+        if (
+            self.trainer.trains
+            and not self.head.fits
+            and not sizes["val"]
+            and (self.trainer.keep == "best" or self.trainer.patience is not None)
+        ):
             remedy = "the set has no val pictures to choose by: give it some, or set trainer.keep=last trainer.patience=null"
             found.append(Problem("trainer.keep", self.trainer.keep, remedy))
         weighted = getattr(self.loss, "class_weights", None)

@@ -82,7 +82,9 @@ class Stack(nn.Module):
         self.fixed = {name: tensor[heads] for name, tensor in self.fixed.items()}
 
     def _tensor(self, name: str) -> Tensor | None:
-        return self.tensors[_inner(name)] if _inner(name) in self.tensors else self.fixed.get(name)
+        if _inner(name) in self.tensors:
+            return self.tensors[_inner(name)]
+        return self.fixed[name].to(next(self.parameters()).device) if name in self.fixed else None
 
 
 def _inner(name: str) -> str:

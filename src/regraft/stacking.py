@@ -51,6 +51,7 @@ class Member:
     epoch: int = 0  # done so far
     error: UserError | None = None  # why it failed alone
     seconds: float = 0.0  # that the stack trained while it was in it
+    shared: int = 1  # by how many
     resumed: dict[str, Any] = field(default_factory=dict)  # the moments of its optimizer
 
     @property
@@ -63,8 +64,11 @@ class Member:
         return self.error is not None or self.epoch >= self.engine.epochs
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Go on where an interrupted stack has left this head; an empty checkpoint is the begin."""
-        if checkpoint:
+        """Go on where an interrupted stack has left this head; any other checkpoint, and none, is the begin. Raises UserError for a
+        warm-up that the run has no room for."""
+        s, steps = self.engine.settings, self.engine.batch_steps
+        s.schedule.factor(steps * self.engine.epochs, steps)
+        if "stacked" in checkpoint:
             mine, own = checkpoint["regraft"], checkpoint["stacked"]
             self.epoch = self.engine.epochs if mine["over"] else mine["epochs"]
             self.head.load_state_dict(own["head"])
@@ -168,6 +172,7 @@ class StackModule(pl.LightningModule):
         for i, member in enumerate(self.members):
             found = {name: float(values[i]) for name, values in (train | val).items()}
             member.seconds += took
+            member.shared = max(member.shared, len(self.members))
             if self._ended(i, member, found | {"lr": lrs[i]}):
                 done.append(i)
         left = [i for i in range(len(self.members)) if i not in done]
@@ -278,9 +283,9 @@ def _fit(members: Sequence[Member], feeds: dict[str, Feed], choice: Choice) -> N
     # those that share an input stand together, now and whoever leaves
     members = sorted(members, key=lambda each: (each.epoch, each.seed, getattr(each.engine.settings.head, "dropout", 0.0)))
     first = members[0].engine
-    chain, head = (sum(isinstance(part, Dropout) for part in net.modules()) for net in (first.chain, first.chain.head))
+    below = sum(isinstance(part, Dropout) for part in first.chain.backbone.modules())
     rounds = Rounds(feeds["train"], members, first.supply.reading.sampling())
-    module = StackModule(Stack([member.head for member in members]), members, rounds, feeds["val"], choice, chain - head)
+    module = StackModule(Stack([member.head for member in members]), members, rounds, feeds["val"], choice, below)
     trainer = pl.Trainer(
         max_epochs=max(member.engine.epochs - member.epoch for member in members),
         logger=False,

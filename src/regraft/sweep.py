@@ -150,6 +150,7 @@ def run(planned: Sequence[Planned], command: str, say: Callable[[RenderableType]
             for each in group:
                 try:
                     claims.callback(each.folder.hold("controller").release)
+                    each.folder.hold().release()  # a worker may outlive its controller by some seconds
                 except UserError:
                     if not several:
                         raise

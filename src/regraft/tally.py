@@ -58,7 +58,7 @@ class Tally:
             for head, meters in enumerate(self.meters):
                 scores, true = self.task.judged(logits[head].detach(), truth[head], self.units)
                 for meter in meters.values():
-                    meter.update(scores, true)
+                    meter.to(scores.device).update(scores, true)
         return losses
 
     def results(self) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from regraft.engine import Engine
     from regraft.feeds import Feed
 
+log = logging.getLogger(__name__)
 ROWS = 1024  # features that a solver is given at once
 
 
@@ -40,6 +42,18 @@ class Begun:
     start: float  # s from then to its first step
     loggers: list[Logger] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)  # what its training adds to the record
+    shared: int = 1  # by how many runs its training's time is shared
+
+    def fail(self, error: BaseException) -> None:
+        """Say in the record, and in the log, that the run has failed, and why."""
+        log.error("%s has failed", self.record["run_id"], exc_info=error)
+        self.engine.folder.update(status="failed", error=errors.facts(error))
+        self.close("failed")
+
+    def close(self, status: str) -> None:
+        """Its loggers' end."""
+        for logger in self.loggers:
+            logger.finalize(status)
 
     def log(self) -> None:
         """Open its loggers."""
@@ -49,27 +63,45 @@ class Begun:
 
 def trained(runs: Sequence[Begun], rank: int) -> Iterator[Begun]:
     """Each run when the chain holds its kept weights. One that fails alone is marked, and not given."""
+    runs = list(_logged(runs))
+    if not runs:
+        return
     first = runs[0].engine
-    for run in runs:
-        run.log()
     if first.settings.head.fits:
         yield from _fitted(runs)
         return
     if runs[0].record.get("group"):
         [phase] = first.phases
         feeds = first.supply.feeds(HEAD, phase)
-        if all(feed.cached for feed in feeds.values()):
+        if feeds["train"].cached and feeds["val"].cached:
             yield from _stacked(runs, feeds)
             return
         first.say("what enters the heads can't be cached: each trains alone")
+    several = len(runs) > 1
     for run in runs:
-        first.chain.head = _head(run.engine) if len(runs) > 1 else first.chain.head
+        if run.record.get("group"):
+            run.record["group"] = None
+            run.engine.folder.update(group=None)
+        first.chain.head = _head(run.engine) if several else first.chain.head
         try:
             run.engine.train(run.loggers, rank)
         except errors.UserError as error:
+            if not several:
+                raise
+            run.fail(error)
+        else:
+            yield run
+
+
+def _logged(runs: Sequence[Begun]) -> Iterator[Begun]:
+    """The runs whose loggers could be opened; of several, the others fail alone."""
+    for run in runs:
+        try:
+            run.log()
+        except Exception as error:  # a server that is not there, a folder that can't be written
             if len(runs) == 1:
                 raise
-            run.engine.folder.update(status="failed", error=errors.facts(error))
+            run.fail(error)
         else:
             yield run
 
@@ -86,12 +118,18 @@ def _stacked(runs: Sequence[Begun], feeds: dict[str, Feed]) -> Iterator[Begun]:
     members = []
     for run in runs:
         member = Member(run.engine, _head(run.engine), Judge(run.engine.settings, Best()), run.loggers)
-        member.restore(run.engine.checkpoint())
+        try:
+            member.restore(run.engine.checkpoint())
+        except errors.UserError as error:
+            member.error = error
         members.append(member)
     resumed = [member.epoch for member in members if member.epoch]
     if resumed:
         first.say(f"{len(resumed)} of {len(runs)} heads go on after {min(resumed)} to {max(resumed)} epochs")
     choice = first.settled(feeds["train"])
+    for run in runs[1:] if first.tuned else ():
+        run.engine.tuned = first.tuned
+        run.engine.folder.update(tuning=first.tuned)
     began = time.monotonic()
     train(members, feeds, choice)
     first.chain.requires_grad_(False).eval()
@@ -100,9 +138,9 @@ def _stacked(runs: Sequence[Begun], feeds: dict[str, Feed]) -> Iterator[Begun]:
     for run, member in zip(runs, members, strict=True):
         engine = run.engine
         if member.error:
-            engine.folder.update(status="failed", error=errors.facts(member.error))
+            run.fail(member.error)
             continue
-        engine.best, engine.seconds = member.judge.best, member.seconds
+        engine.best, engine.seconds, run.shared = member.judge.best, member.seconds, member.shared
         member.head.load_state_dict({name.removeprefix("head."): tensor for name, tensor in engine.best.state.items()})
         engine.chain.head = member.head.requires_grad_(False).eval()
         yield run
@@ -112,7 +150,8 @@ def _fitted(runs: Sequence[Begun]) -> Iterator[Begun]:
     """Heads that need no epochs: those of one kind share what they are solved with."""
     first = runs[0].engine
     s, chain = first.settings, first.chain
-    feeds = first.supply.feeds(HEAD, first.phases[0] if first.phases else None)
+    feeds = first.supply.feeds(HEAD, first.phases[0])
+    chain.to(device_of(s.hardware)).eval()
     views = first.supply.reading.sampling()["views"]
 
     def batches(feed: Feed, views: int) -> Iterable[tuple[Tensor, Tensor]]:
@@ -144,6 +183,7 @@ def _fitted(runs: Sequence[Begun]) -> Iterator[Begun]:
     chain.requires_grad_(False).eval()
     for run, (head, facts) in zip(runs, found, strict=True):
         chain.head = head
-        run.engine.seconds, run.facts = took, {"fit": facts}
-        run.engine.changing |= {f"head.{name}" for name in head.state_dict()}
+        run.engine.seconds, run.facts, run.shared = took, {"fit": facts}, len(runs)
+        others = {name for name in run.engine.changing if not name.startswith("head.")}
+        run.engine.changing = others | {f"head.{name}" for name in head.state_dict()}
         yield run
