@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import contextmanager
 
 import pytest
 
@@ -78,26 +79,39 @@ def swept(tmp_path):
     return execute
 
 
+class Death(BaseException):
+    """What no handler of errors takes for one."""
+
+
 @pytest.fixture
-def killed(executed, monkeypatch):
-    """A run that dies in its n-th epoch, when the metrics are written and the checkpoint is not; the folder "killed" is what is left."""
+def dying(monkeypatch):
+    """`with dying(n)`: the process dies when the n-th epoch of any run is written, before its checkpoint is."""
     from regraft.record import Metrics
 
-    class Death(BaseException):
-        """What no handler of errors takes for one."""
-
-    def execute(overrides, epoch):
+    @contextmanager
+    def after(epochs):
         append, written = Metrics.append, []
 
-        def dying(self, *arguments):
+        def append_and_die(self, *arguments):
             append(self, *arguments)
             written.append(arguments)
-            if len(written) == epoch:
+            if len(written) == epochs:
                 raise Death
 
         with monkeypatch.context() as patch:
-            patch.setattr(Metrics, "append", dying)
+            patch.setattr(Metrics, "append", append_and_die)
             with pytest.raises(Death):
-                executed(overrides, folder="killed")
+                yield
+
+    return after
+
+
+@pytest.fixture
+def killed(executed, dying):
+    """A run that dies in its n-th epoch; the folder "killed" is what is left."""
+
+    def execute(overrides, epoch):
+        with dying(epoch):
+            executed(overrides, folder="killed")
 
     return execute

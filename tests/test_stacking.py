@@ -66,35 +66,6 @@ def test_each_head_comes_to_what_it_comes_to_alone(swept, name):
     assert len({str(curves(folder)) for folder in together}) == len(together), "no two heads are the same"
 
 
-class Death(BaseException):
-    """What no handler of errors takes for one."""
-
-
-@pytest.fixture
-def dying(monkeypatch):
-    """`with dying(epochs)`: the process dies when the n-th epoch of any head has been written, before its checkpoint is."""
-    from contextlib import contextmanager
-
-    from regraft.record import Metrics
-
-    @contextmanager
-    def after(epochs):
-        append, written = Metrics.append, []
-
-        def append_and_die(self, *arguments):
-            append(self, *arguments)
-            written.append(arguments)
-            if len(written) == epochs:
-                raise Death
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Metrics, "append", append_and_die)
-            with pytest.raises(Death):
-                yield
-
-    return after
-
-
 def test_a_killed_group_goes_on_with_each_head_at_its_own_epoch(swept, dying):
     words = [*SMALL, "trainer.max_epochs=2,5", "optimizer.lr=1e-3,1e-2", "head.dropout=0.3", "trainer.checkpoint_seconds=0"]
     whole = swept(words, "whole")
