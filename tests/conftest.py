@@ -69,10 +69,7 @@ def swept(tmp_path):
         words = ["plots=false", *overrides, f"hydra.sweep.dir={tmp_path / folder}"]
         planned = sweep.plan(config.Composer().jobs(words, multirun=True))
         for group in sweep.groups(planned):
-            stacked = len(group) > 1 or group[0].went_stacked
-            for number, each in enumerate(group):
-                place = {"id": "a group", "size": len(group), "number": number} if stacked else None
-                sweep.begin(each, "a test", {"git": None, "packages": {}, "machine": {}}, place)
+            sweep.begin_together(group, "a test", {"git": None, "packages": {}, "machine": {}})
             running.execute([each.folder for each in group], lambda what: None)
         return [each.folder for each in planned]
 

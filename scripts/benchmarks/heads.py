@@ -98,7 +98,7 @@ def ours(table: Any, labels: Any, folder: Path, heads: int = HEADS, batch: int =
             units=None,
             source=SimpleNamespace(classes=[str(each) for each in range(CLASSES)]),
             chain=SimpleNamespace(features=table.shape[1], backbone=nn.Identity()),
-            supply=SimpleNamespace(reading=SimpleNamespace(sampling=lambda: {"views": 1, "expand": False, "mix": None})),
+            sampling={"views": 1, "expand": False, "mix": None},
         )
         assert isinstance(head, nn.Module)
         member = stacking.Member(engine, head, Judge(job.settings, Best()))  # type: ignore[arg-type]

@@ -56,9 +56,7 @@ def main(folder: Path) -> dict[str, Any]:
     running.build = quietly
     hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
     for group in sweep.groups(planned):
-        for number, each in enumerate(group):
-            place = {"id": "d4", "size": len(group), "number": number} if len(group) > 1 else None
-            sweep.begin(each, "scripts/bench", {"git": None, "packages": {}, "machine": {}}, place)
+        sweep.begin_together(group, "scripts/bench", {"git": None, "packages": {}, "machine": {}})
         running.execute([each.folder for each in group], lambda what: None)
     hook.remove()
     return {**planned[0].data["sizes"], "runs": sum(each.folder.record["status"] == "done" for each in planned), **seen}

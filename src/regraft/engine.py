@@ -209,7 +209,7 @@ class Engine:
         ema = EMA(s.trainer.ema) if s.trainer.ema is not None else None
         epochs = Epochs(self.folder, s, number, batches["train"], self.best, ema, bar)
         if resumed:
-            epochs.judge.waited, epochs.judge.peak = resumed["waited"], resumed["peak"]
+            epochs.judge.resume(resumed)
             batches["train"].set_epoch(resumed["epochs"] - first_epoch)
         trainer = pl.Trainer(
             max_epochs=phase.epochs,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from regraft.whitening import Colours
 
 EXTRACT = 64  # pictures of a batch that is only looked at
+ROWS = 1024  # and of a batch of their features, which are small
 
 
 class Feed(Dataset[Batch]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,15 @@ class Best:
 class Judge:
     """Looks at each epoch's monitored metric."""
 
-    def __init__(self, settings: Settings, best: Best, waited: int = 0, peak: float | None = None) -> None:
-        """`waited` and `peak`: what an interrupted phase had come to."""
+    def __init__(self, settings: Settings, best: Best) -> None:
         self.spec, self.monitor, self.rate, self.best = settings.trainer, settings.monitor, settings.optimizer.lr, best
-        self.waited = waited  # epochs since the metric was better than `peak`
-        self.peak = peak
+        self.waited = 0  # epochs since the metric was better than `peak`
+        self.peak: float | None = None
+
+    def resume(self, told: Mapping[str, Any]) -> None:
+        """Go on where an interrupted phase was, as `plain` has told it."""
+        self.waited, self.peak = told["waited"], told["peak"]
+        vars(self.best).update(told["best"])  # in place: the run looks at the same one
 
     def finite(self, epoch: int, loss: float) -> None:
         """Raises UserError for an epoch's train loss that is no finite number."""

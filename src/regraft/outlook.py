@@ -34,14 +34,12 @@ def question(s: Settings, weights: str) -> dict[str, Any]:
 def note(s: Settings, weights: str, record: Mapping[str, Any], epochs: int) -> None:
     """Keep what a finished run, of so many epochs, has needed; where the disk refuses, nothing is kept."""
     path, before = _path(s, weights), recall(s, weights)
-    passes = {f"{each['store']} {each['split']}": each for each in (before or {}).get("passes", ())}
+    passes = {(each["store"], each["split"]): each for each in (before or {}).get("passes", ())}
     for each in record["cache"]:
         if each["mode"] == "cached":
-            known = passes.get(f"{each['store']} {each['split']}", {"seconds": None})
-            seconds = each["seconds"] / each["computed"] if each["computed"] else known["seconds"]
-            passes[f"{each['store']} {each['split']}"] = {key: each[key] for key in ("store", "boundary", "view", "split", "bytes")} | {
-                "seconds": seconds
-            }
+            at = each["store"], each["split"]
+            seconds = each["seconds"] / each["computed"] if each["computed"] else passes.get(at, {}).get("seconds")
+            passes[at] = {key: each[key] for key in ("store", "split", "boundary", "bytes")} | {"seconds": seconds}
     times, size = record["times"], (record.get("group") or {"size": 1})["size"]
     spent = {
         "start": times["start"],

@@ -40,22 +40,18 @@ def keep(live: Live, folder: Path, max_bytes: float, readers: int, ranks: Ranks)
     if readers and live.change and multiprocessing.get_start_method() != "fork":
         return "reader processes are not forked here"
     store, keys = Store(folder, _description(live)), live.samples.sha256s()
-    why = None
-    if ranks.rank == 0:
-        try:
-            make_room(folder, len(store.missing(keys)) * 3 * live.read**2, max_bytes, [store])
-        except NoRoom as error:
-            why = str(error)
-    if why := ranks.share(why)[0]:
-        return str(why)
 
     def compute(positions: list[int], wanted: list[int]) -> Iterator[list[Tensor]]:
         for batch in Squares(live, positions).in_order(EXTRACT, readers if len(positions) > 4 * EXTRACT else 0):
             yield [batch.x]
 
     try:
+        with ranks.together():
+            if ranks.rank == 0:
+                make_room(folder, len(store.missing(keys)) * 3 * live.read**2, max_bytes, [store])
         fill([store], keys, compute, ranks)
-        live.squares = store.open(keys)
+        with ranks.together():
+            live.squares = store.open(keys)
     except NoRoom as error:
         return str(error)
     return None

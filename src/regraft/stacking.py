@@ -21,6 +21,7 @@ from regraft import files
 from regraft.batches import GlobalBatches
 from regraft.computing import autocast
 from regraft.errors import UserError
+from regraft.feeds import ROWS
 from regraft.hardware import Batch as Arithmetic
 from regraft.hardware import Choice
 from regraft.judging import Judge
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
     from regraft.engine import Engine
     from regraft.feeds import Feed
-
-ROWS = 1024  # of val, looked at together
 
 
 @dataclass
@@ -73,9 +72,7 @@ class Member:
             self.epoch = self.engine.epochs if mine["over"] else mine["epochs"]
             self.head.load_state_dict(own["head"])
             self.resumed = own["optimizer"]
-            best = self.judge.best
-            best.epoch, best.value, best.state = (mine["best"][key] for key in ("epoch", "value", "state"))
-            self.judge.waited, self.judge.peak = mine["waited"], mine["peak"]
+            self.judge.resume(mine)
         Metrics(self.engine.folder / METRICS).start(self.epoch)
 
 
@@ -98,8 +95,8 @@ class Rounds(IterableDataset[Step]):
     def inputs(self) -> tuple[list[tuple[int, int]], Tensor]:
         """The different (seed, epoch) pairs, and which of them is each member's."""
         own = [(member.seed, member.epoch) for member in self.members]
-        pairs = list(dict.fromkeys(own))
-        return pairs, torch.tensor([pairs.index(pair) for pair in own])
+        pairs = {pair: number for number, pair in enumerate(dict.fromkeys(own))}
+        return list(pairs), torch.tensor([pairs[pair] for pair in own])
 
     def batches(self, seed: int, epoch: int) -> GlobalBatches:
         """A whole global batch at a time: features are small."""
@@ -130,9 +127,7 @@ class StackModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         specs = [member.engine.settings.optimizer for member in self.members]
-        decays = torch.tensor(
-            [0.0 if member.engine.phases[0].pull else spec.weight_decay for member, spec in zip(self.members, specs, strict=True)]
-        )
+        decays = torch.tensor([spec.weight_decay for spec in specs])
         self.optimizer = StackedOptimizer(self.stack, specs[0], torch.zeros(len(specs)), decays)
         for i, member in enumerate(self.members):
             if member.resumed:
@@ -145,6 +140,7 @@ class StackModule(pl.LightningModule):
             clip(list(self.stack.parameters()), most)
 
     def on_train_epoch_start(self) -> None:
+        self._pairs, _ = self.rounds.inputs()
         self.tally.start("train")
 
     def on_train_batch_start(self, batch: Step, batch_idx: int) -> None:
@@ -204,13 +200,13 @@ class StackModule(pl.LightningModule):
         self.tally = Tally([member.engine for member in self.members])
 
     def _masks(self, batch: Step) -> Any:
-        pairs, rows = self.rounds.inputs()[0], batch.x.shape[1]
+        rows = batch.x.shape[1]
 
         def mask(dropout: int, x: Tensor) -> Tensor:
             """[u or h, b, ...]: the masks that each head's run would draw alone, for the inputs [u or h, b, ...] of one of its dropouts."""
             numbers = [
                 torch.rand(rows, *x.shape[2:], generator=generator(seed, "dropout", epoch, batch.number, self.first_dropout + dropout))
-                for seed, epoch in pairs
+                for seed, epoch in self._pairs
             ]
             of = self._inputs if len(x) == len(self._inputs) else [self._inputs[number] for number in self._which]
             return torch.stack([(numbers[pair] >= p) / (1 - p) for pair, p in of]).to(x)
@@ -284,7 +280,7 @@ def _fit(members: Sequence[Member], feeds: dict[str, Feed], choice: Choice) -> N
     members = sorted(members, key=lambda each: (each.epoch, each.seed, getattr(each.engine.settings.head, "dropout", 0.0)))
     first = members[0].engine
     below = sum(isinstance(part, Dropout) for part in first.chain.backbone.modules())
-    rounds = Rounds(feeds["train"], members, first.supply.reading.sampling())
+    rounds = Rounds(feeds["train"], members, first.sampling)
     module = StackModule(Stack([member.head for member in members]), members, rounds, feeds["val"], choice, below)
     trainer = pl.Trainer(
         max_epochs=max(member.engine.epochs - member.epoch for member in members),

@@ -16,7 +16,7 @@ from regraft import described, freezing, ranks, squares
 from regraft.cache import NoRoom, Rows, Store, fill, make_room
 from regraft.computing import device_of
 from regraft.errors import Problem, UserError
-from regraft.feeds import EXTRACT, Cached, Feed, Live
+from regraft.feeds import EXTRACT, ROWS, Cached, Feed, Live
 from regraft.keeping import Cost, Wants, again_pays, wanted
 from regraft.layout import HEAD
 from regraft.passes import TRIED, Pass, Place, entering, lay_out
@@ -49,7 +49,7 @@ class Supply:
         self._why: dict[str, str] = {}  # boundary -> why nothing is kept there
         self._rows: dict[tuple[str, str, Seen], Rows] = {}  # of boundaries below which nothing has changed since the start
         self._later: dict[tuple[str, str, Seen], Rows] = {}  # of the current phase's, where an earlier one has changed what lies below
-        self._held: dict[tuple[str, str], list[Tensor]] = {}  # (boundary, split) -> what whole splits are measured on
+        self._held: dict[str, list[Tensor]] = {}  # split -> the features that heads are measured on
         self._states: dict[str, str] = {}  # boundary -> fingerprint of what lies below it at the start
 
     def prepare(self, phases: Sequence[Phase]) -> None:
@@ -118,19 +118,19 @@ class Supply:
     def entering(self, split: str, boundary: str) -> Iterator[Tensor]:
         """A whole split in its order, as it is measured: [views, b, ...] of what enters the boundary, on this rank's device."""
         views, device, samples = self.reading.measuring(), device_of(self.settings.hardware), self.samples[split]
-        if boundary == HEAD and (HEAD, split) in self._held:  # a group's heads are measured one after the other
+        if boundary == HEAD and split in self._held:  # a group's heads are measured one after the other
             self.chain.head.to(device).eval()
-            yield from self._held[HEAD, split]
+            yield from self._held[split]
             return
         lay_out(self.chain.to(device).eval(), boundary)
         found = [self._rows.get((boundary, split, view)) for view in views]
         rows = [each for each in found if each is not None]
         if len(rows) == len(found):
-            size = 1024 if boundary == HEAD else EXTRACT  # features are small, what enters a lower stage is not
+            size = ROWS if boundary == HEAD else EXTRACT
             parts = torch.arange(len(samples)).split(size) if samples else ()
             read = (torch.stack([each.gather(part) for each in rows]).to(device).float() for part in parts)
             small = boundary == HEAD and sum(each.bytes for each in rows) * len(samples) <= HELD
-            yield from self._held.setdefault((HEAD, split), list(read)) if small else read
+            yield from self._held.setdefault(split, list(read)) if small else read
             return
         for batch in self.reading.every(samples, views).in_order(EXTRACT, self.settings.hardware.readers()):
             pictures = (self.chain.prepare(x) for x in batch.x.to(device).unbind(1))

@@ -162,12 +162,9 @@ def run(planned: Sequence[Planned], command: str, say: Callable[[RenderableType]
                 continue
             if len(claimed) > 1:
                 say(f"{len(claimed)} runs differ in their heads' numbers alone, and train as one batch of heads:")
-            together = digest(*(each.run_id for each in claimed))[:12]
-            for place, each in enumerate(claimed):
-                if several:
-                    say(f"{number[each.run_id]} runs: {each.name}")
-                stacked = len(claimed) > 1 or each.went_stacked
-                begin(each, command, where, {"id": together, "size": len(claimed), "number": place} if stacked else None)
+            for each in claimed if several else ():
+                say(f"{number[each.run_id]} runs: {each.name}")
+            begin_together(claimed, command, where)
             local.launch([each.folder for each in claimed], claimed[0].job.settings.batch.devices, show=show)
             records = [each.folder.record for each in claimed]
         for each, record in zip(claimed, records, strict=True):
@@ -176,6 +173,14 @@ def run(planned: Sequence[Planned], command: str, say: Callable[[RenderableType]
         if claimed[0].job.settings.sweep.on_error == "stop" and any(record["status"] == "failed" for record in records):
             break
     return [each.folder for each in planned if each.folder.exists]
+
+
+def begin_together(group: Sequence[Planned], command: str, where: dict[str, Any]) -> None:
+    """`begin` for all runs of a group; a run by itself is one where it was interrupted in a stack of heads, since it goes on in one."""
+    name = digest(*(each.run_id for each in group))[:12]
+    for number, each in enumerate(group):
+        stacked = len(group) > 1 or each.went_stacked
+        begin(each, command, where, {"id": name, "size": len(group), "number": number} if stacked else None)
 
 
 def begin(each: Planned, command: str, where: dict[str, Any], group: dict[str, Any] | None = None) -> None:

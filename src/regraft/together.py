@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from regraft import errors, streams
 from regraft.batches import GlobalBatches
 from regraft.computing import device_of
+from regraft.feeds import EXTRACT, ROWS
 from regraft.fitting import fit
 from regraft.hardware import Batch as Arithmetic
 from regraft.judging import Best, Judge
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from regraft.feeds import Feed
 
 log = logging.getLogger(__name__)
-ROWS = 1024  # features that a solver is given at once
 
 
 @dataclass
@@ -152,11 +152,11 @@ def _fitted(runs: Sequence[Begun]) -> Iterator[Begun]:
     s, chain = first.settings, first.chain
     feeds = first.supply.feeds(HEAD, first.phases[0])
     chain.to(device_of(s.hardware)).eval()
-    views = first.supply.reading.sampling()["views"]
+    views = first.sampling["views"]
 
     def batches(feed: Feed, views: int) -> Iterable[tuple[Tensor, Tensor]]:
         """Every picture in every view, in order: features [b, f] and truth."""
-        whole = GlobalBatches(len(feed), Arithmetic(ROWS if feed.cached else 64, 1, ROWS, 1), views=views, expand=True)
+        whole = GlobalBatches(len(feed), Arithmetic(ROWS if feed.cached else EXTRACT, 1, ROWS, 1), views=views, expand=True)
         for batch in feed.loader(whole, 0 if feed.cached else s.hardware.readers()):
             x = batch.x.to(device_of(s.hardware))
             x = x if feed.cached else frozen(chain, chain.prepare(x), HEAD, first.supply.dtype)

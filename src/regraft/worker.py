@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft import files
-from regraft.errors import UserError
+from regraft.errors import facts
 from regraft.record import LOG, RunFolder
 
 PATIENCE = 3  # seconds that an orphan has for its own end
@@ -104,10 +104,7 @@ def _console(log: Any, show: bool) -> Any:
 
 def _leave(folder: RunFolder, rank: int, error: BaseException) -> None:
     """The rank's error, whole, for the parent; the earliest of all ranks is the cause of the others."""
-    kind = type(error).__name__
-    problems = [list(map(str, problem)) for problem in error.problems] if isinstance(error, UserError) else []
-    message = "\n".join(str(problem) for problem in error.problems) if isinstance(error, UserError) else str(error)
-    files.write_json(error_file(folder, rank), {"kind": kind, "message": message, "problems": problems, "rank": rank})
+    files.write_json(error_file(folder, rank), facts(error, rank))
 
 
 def error_file(folder: RunFolder, rank: int) -> Path:
