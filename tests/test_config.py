@@ -302,6 +302,8 @@ UNDECIDING = {
     "cache.max_gb": 1,
     "sweep.name": "other",
     "sweep.on_error": "stop",
+    "sweep.retry": True,
+    "launcher.jobs": 2,
     "sweep.stack": False,
     "plots": "false",
     "logger": "[csv,wandb]",

@@ -18,11 +18,11 @@ def run(overrides: Sequence[str] = ()) -> Run:
 
     Raises UserError for a mistake in the overrides, and for a run that failed.
     """
-    from regraft import config, sweep
+    from regraft import config, dispatch, sweep
 
     planned = sweep.plan(config.Composer().jobs(list(overrides), multirun=False))
-    folder = sweep.run(planned, f"regraft.run({list(overrides)!r})", lambda what: None)[0]
-    sweep.succeeded(folder)
+    folder = dispatch.run(planned, f"regraft.run({list(overrides)!r})", lambda what: None)[0]
+    dispatch.succeeded(folder)
     return load(folder.path)
 
 

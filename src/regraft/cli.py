@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from regraft import config, sweep
+    from regraft import config, dispatch, sweep
+    from regraft.record import ENDED
     from regraft.report import tables
 
     composer = config.Composer(options.config_name, options.config_dir)
@@ -74,8 +75,8 @@ def _train(options: argparse.Namespace) -> int:
     planned = sweep.plan(jobs)
     command = shlex.join(["regraft", "train", *(["-m"] if options.multirun else []), *options.overrides])
     single = jobs[0].single
-    folders = sweep.run(planned, command, lambda what: console.print(what, markup=False, soft_wrap=isinstance(what, str)), show=single)
-    failed = [folder for folder in folders if folder.record["status"] == "failed"]
+    folders = dispatch.run(planned, command, lambda what: console.print(what, markup=False, soft_wrap=isinstance(what, str)), show=single)
+    failed = [folder for folder in folders if folder.record["status"] not in ENDED]
     if single and not failed:
         console.print(tables.result(folders[0]))
     elif not single:

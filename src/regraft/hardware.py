@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 from regraft.errors import Problem, UserError, either
 from regraft.registry import Group, Named, doc
 
+SHARE = "REGRAFT_CORES"  # the environment variable in which a launcher tells a worker how many cores it may take
+
 
 class Choice(NamedTuple):
     """How the numbers of what trains are computed and laid out. The first of several is the plainest."""
@@ -191,6 +193,9 @@ def _is_mac() -> bool:
 
 
 def cores() -> int:
+    """Cores that this process may take: all, or what a launcher has left to it."""
+    if share := os.environ.get(SHARE):
+        return int(share)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -28,6 +28,7 @@ CONFIG, RECORD, METRICS, PREDICTIONS, CHECKPOINT, MODEL, LOG = (
     "model.safetensors",
     "log.txt",
 )
+ENDED = ("done",)  # what a record says of a run that has nothing left to do
 PACKAGES = ("regraft", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy", "pillow")
 BOUND = 64 << 20  # bytes of a config or record that is still read
 

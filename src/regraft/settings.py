@@ -60,6 +60,7 @@ class SweepSpec(Spec):
 
     name: str = doc("the sweep's name, and its folder under multirun/", decides=False)
     on_error: Literal["continue", "stop"] = doc("what happens to the runs that are left when one fails", decides=False)
+    retry: bool = doc("whether runs of the sweep that have failed before are tried again", decides=False)
     stack: bool = doc("whether runs that differ in their heads' numbers alone are trained as one batch of heads", decides=False)
 
 
@@ -90,7 +91,8 @@ SECTIONS: dict[str, type[Spec]] = {
 LATER: dict[str, dict[str, Any]] = {  # keys that configs of earlier versions lack, and what held without them
     "cache": {"views": None},
     "evaluate": {"views": False},
-    "sweep": {"stack": True},
+    "launcher": {"jobs": "auto"},
+    "sweep": {"stack": True, "retry": False},
 }
 PLAIN = ("seed", "plots")
 MISSING = "???"  # what a mandatory value that nobody gave looks like in YAML

@@ -19,7 +19,7 @@ from typing import Any
 from regraft import models
 from regraft.errors import Problem, UserError
 from regraft.files import digest, sha256, write_json
-from regraft.launchers.local import environment
+from regraft.launchers.workers import environment
 from regraft.models import ModelSpec
 from regraft.registry import parse
 from regraft.worker import end_with_parent

@@ -1,11 +1,10 @@
-"""Jobs become run folders: what is done is skipped, what was interrupted goes on, the rest is launched."""
+"""Jobs become run folders: which runs they are, what is left of them, and which of these share all below their heads."""
 
 from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,9 @@ from regraft import grouping, outlook, stages
 from regraft.config import Job, Plan
 from regraft.errors import Problem, UserError
 from regraft.files import digest
-from regraft.launchers import local
-from regraft.record import CHECKPOINT, RunFolder, environment
+from regraft.record import CHECKPOINT, ENDED, RunFolder
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from regraft.datasets.source import Source
     from regraft.settings import Settings
 
@@ -34,11 +30,22 @@ class Planned:
     source: Source
 
     @property
-    def done(self) -> bool:
+    def status(self) -> str | None:
+        """What its record says; None: it has none yet."""
         if not self.folder.exists:
-            return False
+            return None
         record = self.folder.record
-        return record["run_id"] == self.run_id and record["status"] == "done"
+        return str(record["status"]) if record["run_id"] == self.run_id else None
+
+    @property
+    def done(self) -> bool:
+        return self.status in ENDED
+
+    @property
+    def left(self) -> bool:
+        """Whether it is to be run: it is not done, and where it is one of a sweep's that has failed before, another try is asked for."""
+        status, job = self.status, self.job
+        return status not in ENDED and (status != "failed" or job.single or job.settings.sweep.retry)
 
     @property
     def name(self) -> str:
@@ -90,7 +97,7 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
             remedy = f"the folder holds another run ({held}, not {run_id}); name another folder, or remove this one"
             problems[Problem(key, str(folder.path), remedy)] = None
         planned.setdefault(run_id, Planned(job, run_id, folder, data, source))
-    problems |= dict.fromkeys(_strangers([each.job.settings for each in planned.values() if not each.done]))
+    problems |= dict.fromkeys(_strangers([each.job.settings for each in planned.values() if each.left]))
     if problems:
         raise UserError(problems)
     return list(planned.values())
@@ -120,7 +127,7 @@ def _strangers(runs: Sequence[Settings]) -> Iterator[Problem]:
 
 def groups(planned: Sequence[Planned]) -> list[list[Planned]]:
     """What is left to do, in groups that are launched together; most of one run. One that has begun alone goes on alone."""
-    left = [each for each in planned if not each.done]
+    left = [each for each in planned if each.left]
     of = [(each, each.job.settings, each.data["fingerprint"], each.job.settings.origin.identity) for each in left if not each.went_alone]
     found = [*grouping.grouped(of), *([each] for each in left if each.went_alone)]
     return sorted(found, key=lambda group: left.index(group[0]))
@@ -131,48 +138,6 @@ def ahead(planned: Sequence[Planned]) -> outlook.Outlook:
     return outlook.outlook(
         [[(each.job.settings, each.job.settings.origin.identity, each.source) for each in group] for group in groups(planned)]
     )
-
-
-def run(planned: Sequence[Planned], command: str, say: Callable[[RenderableType], None], show: bool = False) -> list[RunFolder]:
-    """Run all that is not done, group by group. Afterwards each folder's record says `done` or `failed`.
-
-    `show`: the workers talk to this terminal.
-    """
-    several = len(planned) > 1 or not planned[0].job.single
-    where = environment()
-    number = {each.run_id: f"{i}/{len(planned)} {each.run_id}" for i, each in enumerate(planned, 1)}
-    for each in planned:
-        if each.done:
-            say(f"{number[each.run_id]} is done already: {each.name}" if several else "This run is done already.")
-    for group in groups(planned):
-        with ExitStack() as claims:
-            claimed = []
-            for each in group:
-                try:
-                    claims.callback(each.folder.hold("controller").release)
-                    each.folder.hold().release()  # a worker may outlive its controller by some seconds
-                except UserError:
-                    if not several:
-                        raise
-                    say(f"{number[each.run_id]} is passed over, another process runs it: {each.name}")
-                    continue
-                if not each.done:  # by another process, in the meantime
-                    claimed.append(each)
-            if not claimed:
-                continue
-            if len(claimed) > 1:
-                say(f"{len(claimed)} runs differ in their heads' numbers alone, and train as one batch of heads:")
-            for each in claimed if several else ():
-                say(f"{number[each.run_id]} runs: {each.name}")
-            begin_together(claimed, command, where)
-            local.launch([each.folder for each in claimed], claimed[0].job.settings.batch.devices, show=show)
-            records = [each.folder.record for each in claimed]
-        for each, record in zip(claimed, records, strict=True):
-            if several:
-                say(f"{number[each.run_id]} {_outcome(record)}")
-        if claimed[0].job.settings.sweep.on_error == "stop" and any(record["status"] == "failed" for record in records):
-            break
-    return [each.folder for each in planned if each.folder.exists]
 
 
 def begin_together(group: Sequence[Planned], command: str, where: dict[str, Any]) -> None:
@@ -189,22 +154,3 @@ def begin(each: Planned, command: str, where: dict[str, Any], group: dict[str, A
     each.folder.hold().release()
     record = {"run_id": each.run_id, "command": command, "overrides": list(each.job.overrides), **where, "times": {"launched": time.time()}}
     each.folder.begin(each.job.config, {**record, "data": each.data, "seed": each.job.settings.seed, "group": group, "error": None})
-
-
-def succeeded(folder: RunFolder) -> None:
-    """Raises UserError, with the first cause, where the run failed."""
-    record = folder.record
-    if record["status"] != "done":
-        error = record["error"] or {"message": record["status"]}
-        raise UserError(Problem(str(folder.path), record["status"], f"{error['message']} (more in log.txt)"))
-
-
-def _outcome(record: dict[str, Any]) -> str:
-    if record["status"] == "failed":
-        kind = "" if record["error"]["kind"] == "UserError" else f"{record['error']['kind']}: "
-        return f"failed: {kind}{record['error']['message']}"
-    metrics, times = record["metrics"], record["times"]
-    seconds = times.get("share", times["total"])
-    first = record.get("metric", "accuracy")
-    figures = ", ".join(f"{name} {metrics[name]:.3f}" for name in (f"val/{first}", f"test/{first}") if name in metrics)
-    return f"done in {seconds:.1f} s: {figures}"

@@ -23,6 +23,7 @@ from regraft.errors import facts
 from regraft.record import LOG, RunFolder
 
 PATIENCE = 3  # seconds that an orphan has for its own end
+STOPPED = "Stopped"  # the kind of error that a worker leaves which was told to stop, and has saved
 
 
 def main(folders: Sequence[RunFolder], show: bool) -> int:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from importlib import import_module
 from types import FrameType
 
-from regraft.launchers.local import environment
+from regraft.launchers.workers import environment
 from regraft.worker import end_with_parent
 
 MODULES = ("torch", "torchvision", "timm", "pytorch_lightning", "torchmetrics", "regraft.running")
