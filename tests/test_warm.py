@@ -20,6 +20,10 @@ from regraft.record import LOG, RunFolder
 pytestmark = pytest.mark.skipif(not workers.FORKS, reason="elsewhere every worker starts fresh")
 
 
+class OutOfMemoryError(RuntimeError):
+    """As torch's, which needs a GPU to be raised."""
+
+
 def act(folders, say, show=False):
     """What stands for `running.execute` in these workers: each folder's config names what happens there."""
     import torch
@@ -44,6 +48,8 @@ def act(folders, say, show=False):
         time.sleep(300)
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if what == "memory" and folder.record.get("halved", 0) < folder.config["enough"]:
+        raise OutOfMemoryError("CUDA out of memory")
     if what == "half":
         folders[1].finish()
         folders[2].update(status="failed", error={"kind": "Alone", "message": "one head diverged", "rank": 0})
@@ -61,7 +67,11 @@ def acting(paths, show, surroundings):
 
 @pytest.fixture
 def stage(monkeypatch):
-    monkeypatch.setattr(workers, "worker", SimpleNamespace(forked=acting, end_with_parent=worker.end_with_parent, STOPPED=worker.STOPPED))
+    monkeypatch.setattr(
+        workers,
+        "worker",
+        SimpleNamespace(forked=acting, end_with_parent=worker.end_with_parent, STOPPED=worker.STOPPED, MEMORY=worker.MEMORY),
+    )
 
 
 def begun(path: Path, what: str) -> RunFolder:
@@ -134,6 +144,17 @@ def test_a_worker_that_is_killed_interrupts_its_run_alone(stage, tmp_path):
     dies.hold().release()  # nobody holds it
 
 
+def test_a_run_that_a_gpus_memory_is_too_small_for_goes_on_with_smaller_micro_batches(stage, tmp_path):
+    record = {"error": None, "batch": {"global": 8, "devices": 1, "micro": 8, "accumulate": 1}}
+    for name, enough, micro in (("some", 2, 8), ("none", 9, 1)):
+        folder = RunFolder(tmp_path / name)
+        folder.begin({"act": "memory", "enough": enough}, {**record, "run_id": name, "batch": {**record["batch"], "micro": micro}})
+        workers.run([folder], 1)
+    some, none = (RunFolder(tmp_path / name).record for name in ("some", "none"))
+    assert (some["status"], some["halved"], some["error"]) == ("done", 2, None)
+    assert (none["status"], none["error"]["kind"]) == ("failed", "OutOfMemoryError"), "one picture at a time is the least"
+
+
 def test_a_groups_error_is_that_of_all_whose_end_was_not_written(stage, tmp_path):
     folders = [begun(tmp_path / name, "half") for name in ("first", "done", "failed", "last")]
     workers.run(folders, 1)
@@ -167,7 +188,7 @@ with open("begun", "a") as file:  # no guard: whoever imports this program runs 
     file.write("once\\n")
 multiprocessing.get_context("forkserver").set_forkserver_preload(["regraft.worker"])  # not the frameworks, for speed
 forkserver.ensure_running()
-workers.worker = SimpleNamespace(forked=test_warm.acting, end_with_parent=None, STOPPED="Stopped")
+workers.worker = SimpleNamespace(forked=test_warm.acting, end_with_parent=None, STOPPED="Stopped", MEMORY="")
 workers.PATIENCE = 2
 workers.run([RunFolder("run")], 1)
 """

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from regraft.datasets.source import Source
     from regraft.settings import Settings
 
+KEPT = ("halved",)  # what a run's record says that the next attempt goes by
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -152,5 +154,7 @@ def begin(each: Planned, command: str, where: dict[str, Any], group: dict[str, A
     """Write the run folder's config and its record, so that a worker can run it. `group`: which runs are trained together with it, as
     their common id, their number and its place. Raises UserError where another process runs it."""
     each.folder.hold().release()
+    before = each.folder.record if each.status else {}
+    kept = {key: before[key] for key in KEPT if key in before}
     record = {"run_id": each.run_id, "command": command, "overrides": list(each.job.overrides), **where, "times": {"launched": time.time()}}
-    each.folder.begin(each.job.config, {**record, "data": each.data, "seed": each.job.settings.seed, "group": group, "error": None})
+    each.folder.begin(each.job.config, {**record, "data": each.data, "seed": each.job.settings.seed, "group": group, "error": None, **kept})

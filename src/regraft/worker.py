@@ -24,6 +24,7 @@ from regraft.record import LOG, RunFolder
 
 PATIENCE = 3  # seconds that an orphan has for its own end
 STOPPED = "Stopped"  # the kind of error that a worker leaves which was told to stop, and has saved
+MEMORY = "OutOfMemoryError"  # torch's, of a GPU
 
 
 def main(folders: Sequence[RunFolder], show: bool) -> int:

@@ -36,8 +36,10 @@ class Launcher:
                     if running:
                         ended = ends.get()
                         group, share = running.pop(ended)
+                        if ended.settle():
+                            running[start(ended.folders, group.devices, show, share, ends)] = group, share
+                            continue
                         room.give(share)
-                        ended.settle()
                         if not group.ended():
                             waiting.clear()
             finally:

@@ -46,7 +46,7 @@ class Worker:
         self.folders, self.devices, self.pid, self.status = list(folders), devices, pid, 0
         log = self.folders[0] / LOG
         self._said = log.stat().st_size if log.is_file() else 0  # bytes of earlier attempts
-        self._over = threading.Event()
+        self._over, self._settled = threading.Event(), False
         threading.Thread(target=self._wait, args=(join, ends), daemon=True).start()
 
     def _wait(self, join: Callable[[], int], ends: SimpleQueue[Worker]) -> None:
@@ -73,8 +73,12 @@ class Worker:
             self.tell(signal.SIGKILL)
             self._over.wait(PATIENCE)
 
-    def settle(self) -> None:
-        """Write into the records of runs that have not ended what has kept them from it."""
+    def settle(self) -> bool:
+        """Write into the records of runs that have not ended what has kept them from it. Whether it is to be started again: a run for
+        which a GPU's memory was too small goes on with micro-batches of half the size."""
+        if self._settled:
+            return False
+        self._settled = True
         self.tell(signal.SIGKILL)  # whatever it has left behind
         killer = self._killer()
         for folder in self.folders:
@@ -84,7 +88,10 @@ class Worker:
             outside = killer in OUTSIDE and (error is None or self.devices > 1)  # what the other ranks say is an echo
             if outside or error is None:
                 error = {"kind": "Killed", "message": self._ending(killer), "rank": None}
+            if error["kind"] == worker.MEMORY and len(self.folders) == 1 and _halve(folder):
+                return True
             folder.update(status="running" if outside or error["kind"] == worker.STOPPED else "failed", error=error)
+        return False
 
     def _killer(self) -> int:
         """The number of the signal that has ended the worker, or the first of its ranks; 0: none."""
@@ -123,7 +130,8 @@ def run(folders: Sequence[RunFolder], devices: int, show: bool = False, share: S
     with heeded():
         started = start(folders, devices, show, share or Share(cores()), ends)
         try:
-            ends.get()
+            while ends.get() and started.settle():
+                started = start(folders, devices, show, share or Share(cores()), ends)
         finally:
             started.stop()
             started.settle()
@@ -200,6 +208,16 @@ def _fresh(folders: Sequence[RunFolder], devices: int, show: bool, share: Share,
             **quiet,
         )
     return Worker(folders, devices, process.pid, process.wait, ends)
+
+
+def _halve(folder: RunFolder) -> bool:
+    """Have the run go on with micro-batches of half the size, accumulated over twice as many: the global batch, and so the result, stays.
+    Whether there was something to halve."""
+    record = folder.record
+    if (record.get("batch") or {}).get("micro", 1) < 2:
+        return False
+    folder.update(halved=record.get("halved", 0) + 1)
+    return True
 
 
 @contextmanager
