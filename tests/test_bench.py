@@ -139,8 +139,11 @@ def test_a_sweep_that_leaves_too_few_runs_is_no_measurement(tmp_path: Path, monk
 
 
 def test_grids_have_as_many_points_as_their_rows_say() -> None:
+    from benchmarks import jobs
     from benchmarks.curve import RUNS, rates
     from benchmarks.sweeps import CUTS, MANY, TWELVE
+
+    from regraft.config import Composer
 
     def points(grid: list[str]) -> int:
         product = 1
@@ -152,6 +155,40 @@ def test_grids_have_as_many_points_as_their_rows_say() -> None:
 
     assert (points(TWELVE), points(MANY), points(CUTS)) == (12, 96, 8)
     assert [points([rates(runs)]) for runs in RUNS] == list(RUNS)
+    assert [len(Composer().jobs(words, multirun=True)) for words in (jobs.seeds(jobs.MANY), jobs.RESUMED)] == [200, 1000]
+
+
+def test_what_a_job_costs_is_what_comes_with_each_further_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import jobs
+    from benchmarks.commands import Bench
+
+    def sweep(self: Bench, grid: list[str], cache: Path, runs: int) -> float:
+        self.processor = 2 + 0.03 * runs
+        return 9 + 0.7 * runs
+
+    monkeypatch.setattr(Bench, "sweep", sweep)
+    monkeypatch.setattr(Bench, "child", lambda self, *words: {"seconds": [3.0, 0.3, 0.3]})
+    row = jobs.overhead(Bench(tmp_path))
+    assert (row.reached, row.holds) == ("0.40 s, 0.030 s of it the controller's", True)
+    monkeypatch.setattr(Bench, "child", lambda self, *words: {"seconds": [0.1]})
+    assert jobs.overhead(Bench(tmp_path / "again")).holds is False
+
+
+def test_copies_of_a_finished_run_are_finished_runs_of_their_own(tmp_path: Path, executed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import jobs
+
+    from regraft import config, sweep
+    from regraft.graft import Run
+
+    words = [*jobs.TINY, "optimizer.lr=0.01,0.02", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    one, other = sweep.plan(config.Composer().jobs(words, multirun=True))
+    own = jobs.first(words)
+    assert own[-1] == f"hydra.run.dir={one.folder.path}"
+    executed(own[:-1], folder=one.folder.path)
+    assert (one.done, other.done) == (True, False)
+    assert jobs.copies(words) == {"folders": 2}
+    assert other.done
+    assert Run(other.folder.path).settings.optimizer.lr == 0.02
 
 
 def test_a_stack_and_the_bare_loop_run_over_a_made_cache(tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,11 +31,13 @@ GIVEN = {  # what has no value that would do everywhere
     "freeze/phases": ["freeze.phases=[{name: a, epochs: 20, trains: [head]}]"],
     "freeze/surgical": ["freeze.stages=[layer1]"],
     "freeze/until": ["freeze.stage=layer1"],
+    "launcher/azureml": ["hardware=azure_nc24ads_a100"],
+    "launcher/slurm": ["hardware=cpu"],
     "loss/huber": ["task=regress"],
     "loss/mse": ["task=regress"],
     "task/regress": ["loss=mse"],
 }
-MISSES = ("hardware/gpu", "hardware/azure_", "hardware/mps")  # need what this machine may not have
+MISSES = ("hardware/gpu", "hardware/azure_", "hardware/mps", "launcher/")  # need what this machine may not have
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +83,8 @@ def test_every_file_composes_and_is_right(path: Path, monkeypatch: pytest.Monkey
     if f"{group}/{name}".startswith(MISSES):
         monkeypatch.setattr("regraft.hardware.visible_gpus", lambda: 4)
         monkeypatch.setattr("regraft.hardware._is_mac", lambda: True)
+        monkeypatch.setattr("regraft.launchers._installed", lambda module: True)
+        monkeypatch.setattr("regraft.launchers.which", lambda command: f"/usr/bin/{command}")
     composed = job(shlex.join([f"{group}={name}", *GIVEN.get(f"{group}/{name}", [])]))
     chosen = getattr(composed.settings, group)
     assert (chosen[name] if group == "logger" else chosen).name == name
@@ -305,6 +309,7 @@ UNDECIDING = {
     "sweep.retry": True,
     "launcher.jobs": 2,
     "sweep.stack": False,
+    "sweep.skip_invalid": True,
     "plots": "false",
     "logger": "[csv,wandb]",
     "hydra.run.dir": "elsewhere",
@@ -367,7 +372,7 @@ _composers: dict[str, Any] = {}
 )
 def test_where_a_run_is_put(typed: str, folder: str) -> None:
     expected = folder.replace("ID", "0123abcd").replace("YEAR", str(datetime.now().year))
-    assert job(typed).folder("0123abcd") == Path.cwd() / expected
+    assert job(typed).folders("0123abcd") == (None, Path.cwd() / expected)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +389,7 @@ def test_where_a_run_is_put(typed: str, folder: str) -> None:
 )
 def test_where_the_runs_of_a_sweep_are_put(typed: str, folders: list[str]) -> None:
     year = str(datetime.now().year)
-    found = [each.folder("0123abcd") for each in jobs(f"seed=0,1 {typed}", multirun=True)]
+    found = [each.folders("0123abcd")[1] for each in jobs(f"seed=0,1 {typed}", multirun=True)]
     assert found == [Path.cwd() / folder.replace("ID", "0123abcd").replace("YEAR", year) for folder in folders]
 
 

@@ -111,6 +111,7 @@ def at(config: dict, key: str) -> object:
     return config["name"] if isinstance(config, dict) else config
 
 
+@pytest.mark.engines  # no engine, but gigabytes of nets and checkpoints
 @pytest.mark.parametrize(
     "words", [["dataset=clipart", 'dataset.classes=["bread","bug"]'], ["dataset=digits", 'dataset.classes=["0","1"]', "dataset.val=0.01"]]
 )

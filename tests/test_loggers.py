@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,13 +21,17 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from regraft import loggers
 from regraft.loggers import GROUP
+from regraft.record import METRICS, Metrics
 from regraft.registry import parse
 
 CONFIG: dict[str, Any] = {"sweep": {"name": "default"}, "optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "long": "x" * 400}
 
 
 def logger(name: str, **values: Any) -> Any:
-    usual: dict[str, dict[str, Any]] = {"mlflow": {"tracking_uri": None, "experiment": "tried"}}
+    usual: dict[str, dict[str, Any]] = {
+        "mlflow": {"tracking_uri": None, "experiment": "tried"},
+        "wandb": {"project": "tried", "entity": None, "mode": "offline"},
+    }
     return parse(GROUP.spec(name), {"name": name, **usual.get(name, {}), **values}, "logger")
 
 
@@ -59,6 +67,7 @@ def fitted(spec: Any, run: Path, epochs: int) -> None:
     )
     trainer.fit(Module(), DataLoader(TensorDataset(torch.ones(4, 2)), 2))
     made.log_metrics({"test/accuracy": 0.75})
+    made.close("success")
 
 
 @pytest.fixture
@@ -143,7 +152,7 @@ def test_other_ranks_write_nothing(name: str, run: Path, monkeypatch: pytest.Mon
     made = logger(name).build(run, "0123abcd", CONFIG)
     if made:  # one that a rank gets all the same
         made.log_metrics({"val/accuracy": 0.5}, step=0)
-        made.finalize("success")
+        made.close("success")
     assert sorted(path.name for path in run.parents[1].rglob("*")) == ["0123abcd", "default"]
 
 
@@ -155,3 +164,161 @@ def test_a_package_that_is_not_there_is_named(name: str, monkeypatch: pytest.Mon
     assert (problem.key, problem.given) == ("name", name)
     assert f"pip install 'regraft[{name}]'" in problem.remedy
     assert logger("csv").problems() == []
+
+
+# Runs that are killed, and resumed
+
+
+def attempt(name: str, run: Path, begin: int, end: int, told: int, status: str) -> None:
+    """An attempt at a run that goes on after `begin` epochs and makes those below `end`; it is killed when it has written the last one,
+    and has told its logger those below `told`. At its end (`success`) it tells what was measured."""
+    made, metrics = logger(name).build(run, "0123abcd", CONFIG), Metrics(run / METRICS)
+    metrics.start(begin)
+    for epoch in range(begin, end):
+        found = {"train/loss": 1.0 / (epoch + 1), "val/accuracy": epoch / 10}
+        metrics.append("fine-tune", epoch, 10 * epoch, found)
+        if epoch < told:
+            made.log_metrics({**found, "epoch": float(epoch)}, step=epoch)
+    if status == "success":
+        made.log_metrics({"test/accuracy": 0.75})
+    made.close(status)
+
+
+def records(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """All that the one offline wandb run in a run folder holds."""
+    [file] = run.glob("wandb/offline-run-*/*.wandb")
+    return inspected(file)
+
+
+def inspected(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """What wandb has written, by its type, as wandb's own reader tells it."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    found: dict[str, list[dict[str, Any]]] = {}
+    for each in map(json.loads, lines):
+        found.setdefault(each["type"], []).append(each[each["type"]])
+    return found
+
+
+def curve(name: str, run: Path, metric: str) -> list[tuple[int, float]]:
+    """(epoch, value) of all that a logger keeps of a metric, in order."""
+    if name == "wandb":
+        rows = [row["item"] for row in records(run)["history"]]
+        return [(row["_step"], round(row[metric], 6)) for row in rows if metric in row]
+    if name == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        return [(each.step, round(each.value, 6)) for each in EventAccumulator(str(run / "tensorboard")).Reload().Scalars(metric)]
+    from mlflow.tracking import MlflowClient
+
+    store = run.parents[1] / "mlruns"
+    [mine] = found(store)
+    history = MlflowClient(store.as_uri()).get_metric_history(mine.info.run_id, metric)
+    return [(each.step, round(each.value, 6)) for each in history]
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder where nobody is logged in."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "multirun" / "default" / "0123abcd"
+    path.mkdir(parents=True)
+    return path
+
+
+ATTEMPTS: list[list[tuple[int, int, int, str]]] = [
+    [(0, 3, 3, "aborted"), (2, 5, 5, "success")],  # its checkpoint lies an epoch back: that epoch is made, and told, again
+    [(0, 3, 3, "aborted"), (3, 5, 5, "success")],
+    [(0, 3, 2, "aborted"), (2, 5, 5, "success")],  # killed between the two writes
+    [(0, 2, 2, "failed"), (0, 5, 5, "success")],
+    [(0, 3, 3, "aborted"), (1, 4, 4, "aborted"), (4, 5, 5, "aborted"), (5, 5, 5, "success")],  # killed before what is measured was told
+    [(0, 5, 5, "success"), (5, 5, 5, "success")],  # and after
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "attempts"),
+    [
+        (name, attempts)
+        for number, attempts in enumerate(ATTEMPTS)
+        for name in ("wandb", "tensorboard", "mlflow")
+        if name != "wandb" or number in (0, 4, 5)  # which takes a second to start
+    ],
+)
+def test_no_epoch_is_lost_and_none_stands_twice(name: str, attempts: list[tuple[int, int, int, str]], offline: Path) -> None:
+    for begin, end, told, status in attempts:
+        attempt(name, offline, begin, end, told, status)
+    assert curve(name, offline, "val/accuracy") == [(epoch, epoch / 10) for epoch in range(5)]
+    assert [epoch for epoch, _ in curve(name, offline, "epoch")] == list(range(5))
+    assert curve(name, offline, "test/accuracy") == [(5, 0.75)]
+
+
+def test_what_was_synced_before_the_run_went_on_is_not_told_again(offline: Path) -> None:
+    """`wandb sync` appends to what the server has of a run: the two folders together hold each epoch once."""
+    attempt("wandb", offline, 0, 3, 3, "aborted")
+    [first] = offline.glob("wandb/offline-run-*/*.wandb")
+    first.with_name(f"{first.name}.synced").touch()
+    before = first.read_bytes()
+    attempt("wandb", offline, 2, 5, 5, "success")
+    assert first.read_bytes() == before
+    [second] = set(offline.glob("wandb/offline-run-*/*.wandb")) - {first}
+    rows = [row["item"]["_step"] for file in (first, second) for row in inspected(file)["history"]]
+    assert rows == list(range(6))
+    assert inspected(second)["run"][0]["run_id"] == inspected(first)["run"][0]["run_id"]
+
+
+def test_what_wandb_held_back_is_told_again(offline: Path) -> None:
+    """A worker that is killed takes wandb's own process with it, and with that all that it had not yet written."""
+    attempt("wandb", offline, 0, 3, 3, "aborted")
+    [lost] = offline.glob("wandb/offline-run-*/*.wandb")
+    lost.write_bytes(lost.read_bytes()[:7])
+    attempt("wandb", offline, 3, 5, 5, "success")
+    assert [epoch for epoch, _ in curve("wandb", offline, "val/accuracy")] == list(range(5))
+
+
+@pytest.mark.parametrize(("status", "code", "word"), [("success", 0, "FINISHED"), ("failed", 1, "FAILED"), ("aborted", 1, "KILLED")])
+def test_a_runs_end_is_told_as_it_was(status: str, code: int, word: str, offline: Path) -> None:
+    attempt("wandb", offline, 0, 1, 1, status)
+    assert [each.get("exit_code", 0) for each in records(offline)["exit"]] == [code]
+    assert ("preempting" in records(offline)) == (status == "aborted")
+    attempt("mlflow", offline, 0, 1, 1, status)
+    [mine] = found(offline.parents[1] / "mlruns")
+    assert mine.info.status == word
+
+
+def test_the_heads_of_a_stack_are_wandb_runs_of_their_own_whatever_the_surroundings(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the command was started by a wandb agent, or from within another wandb run."""
+    for variable, value in {
+        "RUN_ID": "theirs",
+        "SWEEP_ID": "their-sweep",
+        "RESUME": "must",
+        "NAME": "theirs",
+        "RUN_GROUP": "theirs",
+    }.items():
+        monkeypatch.setenv(f"WANDB_{variable}", value)
+    monkeypatch.setenv("WANDB_API_KEY", "5ec2e7" * 7)
+    monkeypatch.setenv("WANDB_SERVICE", "3-1-tcp-localhost-1")  # of a process that is gone
+    import wandb
+
+    wandb.teardown()  # what it has read of the environment for the tests before this one
+    folders = [offline.parent / f"head{number}" for number in range(2)]
+    for folder in folders:
+        folder.mkdir()
+    several = [logger("wandb").build(folder, folder.name, CONFIG) for folder in folders]
+    for epoch in range(2):
+        for number, each in enumerate(several):
+            each.log_metrics({"val/accuracy": number + epoch / 10, "epoch": float(epoch)}, step=epoch)
+    for each in several:
+        each.close("success")
+    ids = set()
+    for number, folder in enumerate(folders):
+        [run] = records(folder)["run"][:1]
+        assert (run["display_name"], run["run_group"], run["project"]) == (folder.name, "default", "tried")
+        assert folder.name in run["run_id"]
+        assert "sweep_id" not in run
+        assert {key: value for key, value in run["config"]["update"].items() if key != "_wandb"} == CONFIG
+        assert curve("wandb", folder, "val/accuracy") == [(epoch, round(number + epoch / 10, 6)) for epoch in range(2)]
+        ids.add(run["run_id"])
+        assert not [path for path in folder.rglob("*") if path.is_file() and b"5ec2e7" in path.read_bytes()], "the key is no log's"
+    assert len(ids) == 2
+    assert os.environ["WANDB_API_KEY"], "wandb needs it"

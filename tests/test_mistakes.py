@@ -39,7 +39,7 @@ MISTAKES = {
     "a key of an entry that has none": ("freeze.n=2", ["freeze=backbone has no n; freeze=last has it"]),
     "a key of a logger that is not there": ("logger.wandb.project=x", ["logger.wandb.project = x", "logger=wandb has it"]),
     "a typo in a key of Hydra's": ("hydra.run.dri=x", ["hydra.run.dri = x", "did you mean hydra.run.dir?"]),
-    "a launcher of Hydra's": ("hydra/launcher=joblib", ["hydra/launcher = joblib", "launcher=local works"]),
+    "a launcher of Hydra's": ("hydra/launcher=joblib", ["hydra/launcher = joblib", "launcher=local, ray, slurm or azureml works"]),
     "the run id by hand": ("run_id=mine", ["run_id = mine", "hydra.run.dir names the folder"]),
     # values
     "a depth that there is not": ("model=resnet model.depth=19", ["model.depth = 19", "resnet has depth 18, 34, 50, 101 or 152"]),

@@ -145,6 +145,7 @@ def test_accumulation_changes_nothing_of_a_pull(executed):
 
 
 @pytest.mark.slow
+@pytest.mark.engines
 def test_one_and_two_devices_give_the_same_weights(tmp_path):
     words = [
         "model=mlp",

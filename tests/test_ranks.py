@@ -12,12 +12,14 @@ import time
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from regraft import ranks
 from regraft.cache import NoRoom
 from regraft.errors import Problem, UserError
 from regraft.ranks import ALONE, Ranks, here
+from regraft.stopping import Stopped
 
 FORK = multiprocessing.get_context("fork")
 
@@ -68,6 +70,36 @@ def test_values_cross_by_rank_turn_by_turn(port):
         return [mine.share({"rank": mine.rank, "turn": turn}) for turn in range(5)]
 
     assert launched(3, work, port) == [[[{"rank": rank, "turn": turn} for rank in range(3)] for turn in range(5)]] * 3
+
+
+def test_what_the_first_says_holds_for_all_and_nobody_waits(port):
+    def work(mine):
+        before = mine.first("late")
+        said = mine.first("soon", [mine.rank, True])
+        mine.share(None)
+        if mine.rank == 2:
+            mine.first("late", 7)
+        mine.share(None)
+        return before, said, mine.first("soon"), mine.first("late"), mine.first("late", 8)
+
+    (*_, [_, winner, *_]) = found = launched(3, work, port)
+    assert found == [(None, winner, winner, 7, 7)] * 3
+    assert winner in [[rank, True] for rank in range(3)]
+    assert (ALONE.first("any"), ALONE.first("any", 5), ALONE.first("any")) == (None, 5, None)
+
+
+@pytest.mark.parametrize("error", [Stopped("stopped by SIGTERM"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_what_is_no_mistake_crosses_as_it_is(port, error):
+    """A rank that hears of it from another says the same, so that it does not matter whose word the controller reads first."""
+
+    def work(mine):
+        with mine.together():
+            if mine.rank == 1:
+                raise error
+
+    assert {(type(each).__name__, type(error).__name__ in str(each) or str(error) in str(each)) for each in launched(3, work, port)} == {
+        (type(error).__name__, True)
+    }
 
 
 def test_a_share_waits_for_the_slowest(port):
@@ -142,7 +174,7 @@ def test_one_rank_never_imports_torch():
     assert isinstance(ranks.ALONE, Ranks)
 
 
-@pytest.mark.slow
+@pytest.mark.engines
 def test_under_torchrun_two_ranks_fill_a_store_and_then_make_their_process_group(tmp_path):
     script = tmp_path / "ranked.py"
     script.write_text(

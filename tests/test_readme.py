@@ -56,6 +56,7 @@ def test_there_are_commands():
     assert "scripts/test" in (ROOT / ".ci" / "run").read_text()
 
 
+@pytest.mark.engines
 def test_the_first_run(stranger):
     said = run("./scripts/run", stranger)
     [folder] = runs(stranger / "multirun" / "single")
@@ -67,6 +68,7 @@ def test_the_first_run(stranger):
         assert words in said
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("regraft") and line not in FIGURES])
 def test_a_command_does_what_it_says(stranger, command):
     before = len(runs(stranger))
@@ -83,6 +85,7 @@ def test_a_command_does_what_it_says(stranger, command):
         assert all(note["computed"] == 0 for folder in runs(stranger / "multirun" / "default") for note in folder.record["cache"])
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("command", FIGURES)
 def test_the_figures_hold_for_one_seed(stranger, command):
     """Five seeds are README's; one shows that the command still gives such a figure."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -237,6 +238,35 @@ def test_sweep_marks_the_best_on_val_and_not_on_test(tmp_path: Path, width: int)
         assert words(marked) == "* resnet 0.2 0.600 0.533–0.665 0.400 0.336–0.467 75.0 done"  # 125 of 208 and 84 of 210
         order = [line.split()[-1] for line in text.splitlines() if line.split()[-1:] and line.split()[-1] in ("done", "failed", "damaged")]
         assert order == ["done", "done", "done", "failed", "damaged"]
+
+
+def test_what_became_of_each_run_is_told_and_a_long_error_once_and_short(tmp_path: Path) -> None:
+    """All of an error was said when it happened; a run that was pruned, or that nobody could finish, is never the best."""
+    folders = [finished(tmp_path / "done", ["a"], {"rate": 0}, metrics={"val/accuracy": 0.5, "test/accuracy": 0.4})]
+    ends: dict[str, dict[str, Any]] = {
+        "pruned": {"status": "pruned", "metrics": {"val/accuracy": 0.9}},
+        "killed": {"error": {"kind": "Killed", "message": "the worker was ended by SIGKILL", "rank": None}},
+        "failed": {"status": "failed", "error": {"kind": "ValueError", "message": "what it was " + "x" * 900 + "\nand why", "rank": 0}},
+    }
+    for name, fields in ends.items():
+        folder = RunFolder(tmp_path / name)
+        folder.begin({"rate": name}, {"run_id": name, "error": None})
+        folder.update(**fields)
+        folders.append(folder)
+    text = words(shown(tables.sweep(folders, ["rate"])))
+    (marked,) = re.findall(r"\* (\w+) ", text.replace("* best", ""))
+    assert marked == "0"
+    assert "interrupted" in text
+    assert "ended by SIGKILL" in text
+    assert "pruned 0.900" in text
+    assert text.count("ValueError: what it was") == 1
+    assert text.count("x") < 300
+    assert "and why" not in text
+    assert "sweep.retry=true tries" in text
+    assert "the same command goes on" in text
+    assert "ended by SIGKILL" in words(shown(tables.result(folders[2])))
+    assert "interrupted" in words(shown(tables.result(folders[2])))
+    assert "not measured on test" in words(shown(tables.result(folders[1])))
 
 
 def test_sweep_without_val_marks_none(tmp_path: Path) -> None:

@@ -242,7 +242,8 @@ def test_what_is_wrong_with_one_head_is_no_trouble_of_the_others(swept, dying, t
         swept(words, "killed")
     jobs = config.Composer().jobs(["plots=false", *words, f"hydra.sweep.dir={tmp_path / 'killed'}"], multirun=True)
     folders = [planned.folder for planned in sweep.plan(jobs)]
-    (folders[1] / "last.ckpt").write_bytes(b"no checkpoint")
+    for name in ("last.ckpt", "previous.ckpt"):
+        (folders[1] / name).write_bytes(b"no checkpoint")
     swept(words, "killed")
     assert [folder.record["status"] for folder in folders] == ["done", "failed", "done"]
     assert "last.ckpt" in folders[1].record["error"]["message"]

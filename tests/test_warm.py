@@ -62,6 +62,7 @@ def acting(paths, show, surroundings):
     """`worker.forked`, but for what is run."""
     sys.modules["regraft.running"] = ModuleType("regraft.running")
     sys.modules["regraft.running"].execute = act  # type: ignore[attr-defined]
+    worker.PATIENCE = 2  # s; one that lingers won't end by itself
     worker.forked(paths, show, surroundings)
 
 
@@ -153,6 +154,14 @@ def test_a_run_that_a_gpus_memory_is_too_small_for_goes_on_with_smaller_micro_ba
     some, none = (RunFolder(tmp_path / name).record for name in ("some", "none"))
     assert (some["status"], some["halved"], some["error"]) == ("done", 2, None)
     assert (none["status"], none["error"]["kind"]) == ("failed", "OutOfMemoryError"), "one picture at a time is the least"
+
+
+def test_a_run_that_fewer_devices_took_part_in_is_none(stage, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.begin({"act": "end"}, {"run_id": "run", "error": None, "resolved": {"world": 2}})
+    workers.run([folder], 1)
+    assert folder.record["status"] == "failed"
+    assert folder.record["error"]["message"] == "1 devices were asked for, 2 took part"
 
 
 def test_a_groups_error_is_that_of_all_whose_end_was_not_written(stage, tmp_path):

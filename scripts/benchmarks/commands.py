@@ -30,6 +30,7 @@ class Bench:
     rounds: int = 1
     numbers: Any = field(default_factory=itertools.count)
     pictures: int = 0  # that the last sweep trained on
+    processor: float = 0.0  # s that the last command's own process has computed; workers are the children of its server
 
     def fresh(self, name: str) -> Path:
         """A folder that nobody has used."""
@@ -43,9 +44,10 @@ class Bench:
 
     def run(self, words: Sequence[str | Path]) -> tuple[float, str]:
         """Seconds and what was printed. Raises RuntimeError, with the last lines, for a command that fails."""
-        began = time.perf_counter()
+        began, before = time.perf_counter(), os.times()
         done = subprocess.run([str(word) for word in words], env=self.environment(), cwd=self.folder, capture_output=True, text=True)
-        seconds = time.perf_counter() - began
+        seconds, after = time.perf_counter() - began, os.times()
+        self.processor = after.children_user + after.children_system - before.children_user - before.children_system
         if done.returncode:
             raise RuntimeError(f"{shlex.join(map(str, words))} failed:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
         return seconds, done.stdout

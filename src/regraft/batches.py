@@ -66,11 +66,13 @@ class GlobalBatches:
         first_epoch: int = 0,
         mix: Mix | None = None,
         last: tuple[int, int] | None = None,
+        begun: tuple[int, int] | None = None,
     ) -> None:
         """`seed` None: in order, first view. `expand`: every picture in every view each epoch, else one drawn view of each. `mix`: rows
-        are mixed with others of their global batch. `last`: an epoch and the number of its steps, where it is a shorter one."""
+        are mixed with others of their global batch. `last`: an epoch and the number of its steps, where it is a shorter one. `begun`: an
+        epoch and how many of its steps have been done before; they are counted, and passed over."""
         self.count, self.arithmetic, self.rank, self.seed = count, arithmetic, rank, seed
-        self.views, self.expand, self.mix, self.last = views, expand, mix, last
+        self.views, self.expand, self.mix, self.last, self.begun = views, expand, mix, last, begun
         self.epoch = self.first_epoch = first_epoch
         self.sampler = self  # where Lightning looks for set_epoch
 
@@ -109,7 +111,8 @@ class GlobalBatches:
     def __iter__(self) -> Iterator[Share]:
         index, view = self.draws()
         a = self.arithmetic
-        for step in range(self.here):
+        done = self.begun[1] if self.begun and self.begun[0] == self.epoch else 0
+        for step in range(done, self.here):
             batch = slice(step * a.size, (step + 1) * a.size)
             index_, view_ = index[batch], view[batch]
             size = len(index_)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -67,49 +66,56 @@ def _train(options: argparse.Namespace) -> int:
     from regraft.report import tables
 
     composer = config.Composer(options.config_name, options.config_dir)
+    if given := composer.searched(options.overrides, options.multirun):
+        return _search(composer, given, options)
     jobs = composer.jobs(options.overrides, options.multirun)
     if options.cfg:
         _print_config(jobs[0], options.cfg)
         return 0
     console = Console(highlight=False)
-    planned = sweep.plan(jobs)
+    planned = sweep.plan(jobs, skipped=composer.skipped)
+    _tell_skipped(composer)
     command = shlex.join(["regraft", "train", *(["-m"] if options.multirun else []), *options.overrides])
     single = jobs[0].single
     folders = dispatch.run(planned, command, lambda what: console.print(what, markup=False, soft_wrap=isinstance(what, str)), show=single)
-    failed = [folder for folder in folders if folder.record["status"] not in ENDED]
+    records = [folder.record for folder in folders]  # one that is `running` without an error was handed on, and nobody waits for it here
+    failed = [each for each in records if each["status"] not in ENDED and (each["status"] == "failed" or each["error"])]
     if single and not failed:
         console.print(tables.result(folders[0]))
     elif not single:
-        console.print(tables.sweep(folders, _axes(planned)))
+        console.print(tables.sweep(folders, sweep.axes(planned)))
         console.print(f"runs: {_shown(Path(os.path.commonpath([folder.path for folder in folders])))}", markup=False, soft_wrap=True)
     else:
         error = folders[0].record["error"]
         kind = "" if error["kind"] == "UserError" else f"{error['kind']}: "
-        print(f"regraft: the run failed: {kind}{error['message']}", file=sys.stderr)
-        print(f"  more in {_shown(folders[0].path)}/log.txt; the same command tries again", file=sys.stderr)
+        what, again = ("failed", "tries again") if folders[0].record["status"] == "failed" else ("was interrupted", "goes on with it")
+        print(f"regraft: the run {what}: {kind}{error['message']}", file=sys.stderr)
+        print(f"  more in {_shown(folders[0].path)}/log.txt; the same command {again}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _axes(planned: Sequence[Any]) -> list[str]:
-    """The keys in which the runs of a sweep differ, a chosen group by its name."""
-    from regraft.settings import GROUPS
+def _search(composer: Any, given: Any, options: argparse.Namespace) -> int:
+    from rich.console import Console
 
-    flat = [_flat(each.job.config) for each in planned]
-    keys = list(dict.fromkeys(key for each in flat for key in each))
-    differing = [key for key in keys if len({repr(each.get(key)) for each in flat}) > 1 or (len(planned) == 1 and _swept(planned[0], key))]
-    groups = {key.removesuffix(".name") for key in differing if key.endswith(".name") and key.removesuffix(".name") in GROUPS}
-    return [key for key in differing if key.endswith(".name") or key.split(".")[0] not in groups or _swept(planned[0], key)]
+    from regraft import search
+    from regraft.report import tables
+
+    asked = search.Search(composer, given)
+    if options.cfg:
+        _print_config(asked.first.job, options.cfg)
+        return 0
+    console = Console(highlight=False)
+    command = shlex.join(["regraft", "train", "-m", *options.overrides])
+    found = asked.run(command, lambda what: console.print(what, markup=False, soft_wrap=isinstance(what, str)))
+    console.print(tables.sweep(found.folders, found.axes))
+    console.print(f"search: {found.line}", markup=False, soft_wrap=True)
+    console.print(f"runs: {_shown(asked.at)}", markup=False, soft_wrap=True)
+    return 0 if found.whole else 1
 
 
-def _swept(planned: Any, key: str) -> bool:
-    return any(line.lstrip("+").partition("=")[0] == key for line in planned.job.overrides)
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def _tell_skipped(composer: Any) -> None:
+    for point, why in composer.skipped.items():
+        print(f"left out (sweep.skip_invalid): {point}: {why}")
 
 
 def _print_config(job: Any, what: str) -> None:
@@ -122,7 +128,14 @@ def _print_config(job: Any, what: str) -> None:
 def _check(options: argparse.Namespace) -> int:
     from regraft import ahead, config, sweep
 
-    planned = sweep.plan(config.Composer(options.config_name, options.config_dir).jobs(options.overrides, options.multirun))
+    composer = config.Composer(options.config_name, options.config_dir)
+    if given := composer.searched(options.overrides, options.multirun):
+        from regraft import search
+
+        print("\n".join(search.Search(composer, given).ahead()))
+        return 0
+    planned = sweep.plan(composer.jobs(options.overrides, options.multirun), skipped=composer.skipped)
+    _tell_skipped(composer)
     print("\n".join(ahead.lines(planned, sweep.groups(planned), sweep.ahead(planned), _shown)))
     return 0
 
@@ -190,75 +203,22 @@ def _cache(options: argparse.Namespace) -> int:
     return storage.command(**vars(options))
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    from regraft import load
+def _status(options: argparse.Namespace) -> int:
+    from regraft import status
 
-    run = load(_run_folder(options.run))
-    recorded, found = run.metrics, run.evaluate()
-    if options.json:
-        print(json.dumps(found, indent=2))
-    else:
-        width = max(map(len, found))
-        for name, value in found.items():
-            print(f"{name:<{width}}  {value:.4f}  recorded {recorded.get(name, float('nan')):.4f}")
-    off = [
-        name
-        for name, value in found.items()
-        if abs(value - recorded.get(name, value)) > options.tolerance * max(1.0, abs(value))  # of errors in large units, a part
-    ]
-    if off:
-        print(f"regraft: {', '.join(off)} differ from the record by more than {options.tolerance}", file=sys.stderr)
-    return 1 if off else 0
+    return status.command(options.dir, options.watch, options.json)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from regraft import asking
+
+    return asking.evaluate(options.run, options.tolerance, options.json)
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from regraft import load
+    from regraft import asking
 
-    run = load(_run_folder(options.run))
-    files = [file for word in options.files for file in _pictures(Path(word))]
-    if options.top < 1:
-        raise UserError(Problem("--top", options.top, "at least 1 is needed"))
-    task = run.settings.task
-    top = len(run.classes) if task.KIND == "numbers" else min(options.top, len(run.classes))
-    width = max(map(len, run.classes))
-    for path, scores in run.predict(files):
-        order = range(top) if task.KIND == "numbers" else scores.topk(top).indices.tolist()
-        ranked = [(run.classes[i], round(scores[i].item(), 6)) for i in order]
-        if options.json:
-            said = {} if task.KIND == "numbers" else {"predicted": task.answers(scores[None], run.classes)[0]}
-            print(json.dumps({"file": str(path), **said, "scores": dict(ranked)}, ensure_ascii=False))
-        else:
-            print(f"{path}  {'  '.join(f'{name:<{width}} {score:.3f}' for name, score in ranked)}")
-    return 0
-
-
-def _run_folder(word: str) -> Path:
-    """Raises UserError, with the nearest name or the run folders inside, for a folder that is none."""
-    path, record = Path(word).expanduser(), "record.json"
-    if (path / record).is_file():
-        return path
-    if not path.is_dir():
-        there = [str(each) for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
-        raise UserError(
-            Problem("RUN", word, f"no such folder; {nearest(str(path), there) or 'name a run folder, as regraft train tells it'}")
-        )
-    inside = sorted(str(each.parent) for each in path.glob(f"*/{record}"))
-    hint = f"it holds some: {', '.join(inside[:3])}" if inside else "name one, as regraft train tells it"
-    raise UserError(Problem("RUN", word, f"not a run folder: it has no {record}; {hint}"))
-
-
-def _pictures(path: Path) -> list[Path]:
-    """A file as it is; a folder's pictures, at any depth. Raises UserError where there is nothing."""
-    from regraft.datasets.layout import SUFFIXES
-
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not found:
-            raise UserError(Problem(str(path), None, "the folder holds no pictures"))
-        return found
-    if not path.is_file():
-        raise UserError(Problem(str(path), None, "no such file or folder"))
-    return [path]
+    return asking.predict(options.run, options.files, options.top, options.json)
 
 
 def _shown(path: Path) -> str:
@@ -340,6 +300,18 @@ VERBS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] 
             (("--dry-run",), {"action": "store_true", "help": "prune: only show what would be removed"}),
         ],
         "what the cache folder holds; prune removes activations alone: weights/ is what run folders need to be opened",
+    ),
+    "status": (
+        _status,
+        [
+            (
+                ("dir",),
+                {"metavar": "DIR", "nargs": "?", "default": "multirun", "help": "a folder with runs in it, or one run's (multirun)"},
+            ),
+            (("--watch",), {"action": "store_true", "help": "look again and again, until nothing runs any more"}),
+            (("--json",), {"action": "store_true", "help": "JSON instead of words; times in seconds"}),
+        ],
+        "how far a sweep has come: done, running, failed and why, the time left, the best so far on val",
     ),
     "evaluate": (
         _evaluate,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 Plain = dict[str, Any]
 CHOICE = re.compile(rf"^\+{{0,2}}({'|'.join((*GROUPS, *FILES_GROUPS))})(\.name)?=")
 HOME = re.compile(r"=(~[^\"',\[\]{}()]*)$")
+KEY = re.compile(r"\$\{([\w.]+)\}")
 SEEDS = re.compile(r"^\+{0,2}seeds=(\d+)$")
 
 
@@ -51,15 +52,24 @@ class Job:
     hydra: Plain  # unresolved: the folders' patterns
     number: int = 0
     single: bool = True
+    trial: Plain | None = None  # of a search: what its record tells its worker of it
 
-    def folder(self, run_id: str) -> Path:
-        """The run folder: hydra.run.dir, or hydra.sweep.dir and subdir, with `run_id` and the config's keys filled in."""
+    def folders(self, run_id: str) -> tuple[Path | None, Path]:
+        """The sweep's folder (None: a single run) and the run's: hydra.run.dir, or hydra.sweep.dir and subdir, with `run_id` and the
+        config's keys filled in."""
+        wanted = ("hydra.run.dir",) if self.single else ("hydra.sweep.dir", "hydra.sweep.subdir")
+        patterns = {key: self.hydra[key.split(".")[1]].get(key.split(".")[2]) for key in wanted}
+        plain = [_plainly(pattern, {**self.config, "run_id": run_id}) for pattern in patterns.values()]
+        parts = [part for part in plain if part] if all(plain) else self._unfolded(wanted, run_id)
+        return None if self.single else Path(parts[0]).expanduser().absolute(), Path(*parts).expanduser().absolute()
+
+    def _unfolded(self, wanted: Sequence[str], run_id: str) -> list[str]:
+        """The folders' patterns as OmegaConf fills them in."""
         own = sorted(line for line in self.overrides if not line.startswith("hydra"))
         hydra = {**self.hydra, "job": {**self.hydra.get("job", {}), "num": self.number, "override_dirname": ",".join(own)}}
         patterns = {key: hydra[key] for key in ("run", "sweep")}
         named = {key: value for key, value in self.config.items() if key in repr(patterns)}  # all of it would cost 10 ms for each run
         whole = OmegaConf.create({**named, "run_id": run_id, "hydra": hydra if "hydra" in repr(patterns) else patterns})
-        wanted = ("hydra.run.dir",) if self.single else ("hydra.sweep.dir", "hydra.sweep.subdir")
         parts = []
         for key in wanted:
             try:
@@ -70,7 +80,7 @@ class Job:
             if found in (None, ""):
                 raise UserError(Problem(key, "nothing", f"a folder is needed: {key}=multirun/${{run_id}}"))
             parts.append(str(found))
-        return Path(*parts).expanduser().absolute()
+        return parts
 
 
 @dataclass(frozen=True)
@@ -89,37 +99,68 @@ class Composer:
     def __init__(self, config_name: str = "config", config_dir: str | None = None) -> None:
         self.config_name, self.config_dir = config_name, config_dir
         self._composed: dict[tuple[str, ...], Composed] = {}
+        self.skipped: dict[str, str] = {}  # points that sweep.skip_invalid has left out, and why
 
     def jobs(self, overrides: Sequence[str], multirun: bool) -> list[Job]:
-        """Every point, composed and checked. Raises UserError with every mistake in any of them."""
-        given = _parsed(overrides)
-        hydra = self._base(_spelt([override for override in given if not override.is_sweep_override()])).hydra
-        multirun = multirun or hydra.get("mode") == "MULTIRUN"
-        if multirun:
-            params = (hydra.get("sweeper") or {}).get("params") or {}
-            own = {override.key_or_group for override in given}
-            given = [*(axis for axis in _parsed(f"{key}={value}" for key, value in params.items()) if axis.key_or_group not in own), *given]
+        """Every point, composed and checked. Raises UserError with every mistake in any of them; with sweep.skip_invalid a point that
+        can't be is left out and noted in `skipped`, as long as some are left."""
+        given, multirun = self.given(overrides, multirun)
         problems: dict[Problem, None] = {}  # in order, each once
         several = [override for override in given if override.is_sweep_override()]
         if several and not multirun:
             key, _, values = _line(several[0]).partition("=")
             problems[Problem(key, values, f"several values make a sweep: regraft train -m {shlex.join(overrides)}")] = None
-        jobs = []
-        for number, point in enumerate(_points(given)):
+        jobs, told, self.skipped = [], dict(problems), {}
+        for number, point in enumerate(points(given)):
             try:
-                jobs.append(self._job(point, number, not multirun))
+                jobs.append(self.job(point, number, not multirun))
             except UserError as error:
                 problems |= dict.fromkeys(error.problems)
+                self.skipped[shlex.join(map(_line, point))] = "; ".join(map(str, error.problems))
+        if self.skipped and jobs and multirun and self.alike(given).get("sweep", {}).get("skip_invalid") is True:
+            problems = told
         if problems:
             raise UserError(problems)
         return jobs
 
-    def _job(self, point: Sequence[Override], number: int, single: bool) -> Job:
+    def searched(self, overrides: Sequence[str], multirun: bool) -> list[Override] | None:
+        """The overrides of a sweep whose sweeper searches, in Hydra's grammar; None: it is a grid, or no sweep. Raises UserError for a
+        search that is asked for without -m."""
+        given, multirun = self.given(overrides, multirun)
+        name = (self.alike(given).get("sweeper") or {}).get("name")
+        if name not in GROUPS["sweeper"].names() or not getattr(GROUPS["sweeper"].spec(name), "searches", False):
+            return None
+        if not multirun:
+            raise UserError(Problem("sweeper", name, f"a search is a sweep: regraft train -m {shlex.join(overrides)}"))
+        return given
+
+    def alike(self, given: Sequence[Override]) -> Plain:
+        """The config with what all points share; mistakes are told elsewhere."""
+        shared = [override for override in given if not override.is_sweep_override()]
+        config = copy.deepcopy(self._base(_spelt(shared)).config)
+        for override in shared:
+            if not structural(override):
+                _put(config, override.key_or_group, _value(override))
+        return config
+
+    def given(self, overrides: Sequence[str], multirun: bool) -> tuple[list[Override], bool]:
+        """The overrides in Hydra's grammar, with those of hydra.sweeper.params where they make a sweep; and whether they do."""
+        given = parsed(overrides)
+        hydra = self._base(_spelt([override for override in given if not override.is_sweep_override()])).hydra
+        multirun = multirun or hydra.get("mode") == "MULTIRUN"
+        if multirun:
+            params = (hydra.get("sweeper") or {}).get("params") or {}
+            own = {override.key_or_group for override in given}
+            given = [*(axis for axis in parsed(f"{key}={value}" for key, value in params.items()) if axis.key_or_group not in own), *given]
+        return given, multirun
+
+    def job(self, point: Sequence[Override], number: int, single: bool, trial: Plain | None = None) -> Job:
+        """One point, composed and checked. Raises UserError with every mistake in it."""
         base = self._base(point)
         unsure = {problem.key for problem in base.problems}
         config, problems = copy.deepcopy(base.config), []
         for override in point:
-            if not _structural(override):
+            if not structural(override):
                 problems += _put(config, override.key_or_group, _value(override))
         told = {problem.key for problem in problems}
         config.pop("run_id", None)
@@ -128,16 +169,16 @@ class Composer:
             found["plots"] = single if found.get("plots") is None else found["plots"]
             typed = checked(found)
         except UserError as error:
-            given = {override.key_or_group for override in point if not _structural(override)}
+            given = {override.key_or_group for override in point if not structural(override)}
             problems += [with_file(problem, base.files, given) for problem in error.problems if problem.key not in told]
         problems = [*base.problems, *(problem for problem in problems if problem.key.split(".")[0] not in unsure)]
         if problems:
             raise UserError(problems)
-        return Job(tuple(map(_line, point)), found, typed, base.hydra, number, single)
+        return Job(tuple(map(_line, point)), found, typed, base.hydra, number, single, trial)
 
     def _base(self, overrides: Iterable[Override]) -> Composed:
         """The config with these overrides' group choices."""
-        lines = tuple(_line(override) for override in overrides if _structural(override))
+        lines = tuple(_line(override) for override in overrides if structural(override))
         if lines not in self._composed:
             self._composed[lines] = self._compose(lines)
         return self._composed[lines]
@@ -160,7 +201,7 @@ class Composer:
                 loader.repository.initialize_sources(loader.get_search_path())
             while True:  # without a choice that can't be made the others are still looked at, so that all mistakes are told at once
                 try:
-                    loader._process_config_searchpath(self.config_name, _parsed(left), loader.repository)  # compose looks in a copy
+                    loader._process_config_searchpath(self.config_name, parsed(left), loader.repository)  # compose looks in a copy
                     whole = compose(self.config_name, left, return_hydra_config=True)
                     break
                 except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -175,7 +216,7 @@ class Composer:
         return Composed(plain, hydra, tuple(dict.fromkeys([*unavailable(heard), *problems])), tuple(files))
 
 
-def _parsed(lines: Iterable[str]) -> list[Override]:
+def parsed(lines: Iterable[str]) -> list[Override]:
     """The overrides in Hydra's grammar; +model=x and model.name=x mean model=x, seeds=3 means seed=range(3), and ~/x may begin a path."""
     parser = OverridesParser.create()
     parsed, problems = [], []
@@ -204,7 +245,7 @@ def _nested(override: Override) -> bool:
     return isinstance(value, list) and not all(isinstance(each, str) for each in value)
 
 
-def _structural(override: Override) -> bool:
+def structural(override: Override) -> bool:
     """Whether Hydra must see it: a group's choice, a deletion, a package, or one of Hydra's own keys."""
     key = override.key_or_group
     if key.split(".")[0] == "hydra" or "/" in key or override.is_delete() or override.package is not None:
@@ -213,16 +254,16 @@ def _structural(override: Override) -> bool:
     return added or (key in (*GROUPS, *FILES_GROUPS) and not isinstance(override.value(), dict))
 
 
-def _points(overrides: Sequence[Override]) -> Iterator[tuple[Override, ...]]:
+def points(overrides: Sequence[Override]) -> Iterator[tuple[Override, ...]]:
     """The grid: the product of all axes, the last one fastest. Raises UserError for a sweep that has no points of its own."""
     axes, problems = [], []
     for override in overrides:
         if not override.is_sweep_override():
             axes.append([override])
         elif override.is_discrete_sweep() and override.value_type != ValueType.GLOB_CHOICE_SWEEP:
-            axes.append(_parsed(f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()))
+            axes.append(parsed(f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()))
         else:
-            remedy = "this names no values; write them out (0.1,0.2), or range(0,1,step=0.1)"
+            remedy = "this names no values; write them out (0.1,0.2), or range(0,1,step=0.1); sweeper=optuna searches intervals"
             problems.append(Problem(override.key_or_group, _line(override).partition("=")[2], remedy))
     if problems:
         raise UserError(problems)
@@ -237,7 +278,7 @@ def _spelt(overrides: Iterable[Override]) -> Iterator[Override]:
         if override not in choices or not isinstance(override.value(), list):
             yield override
         elif override is choices[-1]:
-            yield from _parsed(["augmentation=several", f"augmentation.steps={_line(override).partition('=')[2]}"])
+            yield from parsed(["augmentation=several", f"augmentation.steps={_line(override).partition('=')[2]}"])
 
 
 def _line(override: Override) -> str:
@@ -262,7 +303,23 @@ def _put(config: Plain, key: str, value: Any) -> list[Problem]:
 
 def _value(override: Override) -> Any:
     """The value as YAML would have it."""
-    return OmegaConf.to_container(OmegaConf.create({"value": override.value()}), resolve=False)["value"]  # type: ignore[index,call-overload]
+    value = override.value()
+    if "${" not in repr(value):
+        return value  # OmegaConf's answer too, and a grid asks for many
+    return OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=False)["value"]  # type: ignore[index,call-overload]
+
+
+def _plainly(pattern: Any, config: Plain) -> str | None:
+    """The pattern with its keys' words and whole numbers filled in; None: there is more to it, which OmegaConf must see."""
+    filled = str(pattern)
+    for key in KEY.findall(filled):
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if type(value) not in (str, int):
+            return None
+        filled = filled.replace(f"${{{key}}}", str(value))
+    return None if pattern in (None, MISSING) or "$" in filled or "\\" in filled else filled
 
 
 def _resolved(config: Plain) -> Plain:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from regraft import sweep
+from regraft import manifest, sweep
 from regraft.errors import Problem, UserError
-from regraft.launchers import LauncherSpec, local
+from regraft.launchers import LauncherSpec, azureml, local, ray, slurm
 from regraft.record import RunFolder, environment
+from regraft.report import words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,7 +24,12 @@ if TYPE_CHECKING:
 
 def launcher(spec: LauncherSpec) -> Launcher:
     """What a launcher's spec stands for."""
-    makers: dict[str, Callable[[Any], Launcher]] = {"local": lambda spec: local.Launcher(spec.jobs)}
+    makers: dict[str, Callable[[Any], Launcher]] = {
+        "local": lambda spec: local.Launcher(spec.jobs),
+        "azureml": azureml.Launcher,
+        "ray": ray.Launcher,
+        "slurm": slurm.Launcher,
+    }
     return makers[spec.name](spec)
 
 
@@ -34,23 +41,56 @@ def run(planned: Sequence[Planned], command: str, say: Say, show: bool = False) 
     """
     several = len(planned) > 1 or not planned[0].job.single
     names = {each.run_id: f"{i}/{len(planned)} {each.run_id}" if several else "" for i, each in enumerate(planned, 1)}
+    left = {each.run_id: each for each in planned if each.left}
     for each in planned:
-        if each.done:
+        if each.run_id not in left and each.done:
             say(f"{names[each.run_id]} is done already: {each.name}" if several else "This run is done already.")
-        elif not each.left:
+        elif each.run_id not in left:
             say(f"{names[each.run_id]} has failed before, and is passed over (sweep.retry=true tries it again): {each.name}")
     where = environment()
-    groups = [Group(group, names, command, where, say) for group in sweep.groups(planned)]
-    launcher(planned[0].job.settings.launcher).launch(groups, show)
+    pace = Pace(len(planned), len(left))
+    launching = launcher(planned[0].job.settings.launcher)
+    handed = _handed(list(left.values()), launching)
+    going = {each.run_id for group in handed for each in group}
+    fresh = sweep.groups([each for each in left.values() if each.run_id not in going])
+    groups = [Group(group, names, command, where, say, pace, group in handed) for group in (*handed, *fresh)]
+    with ExitStack() as works:
+        for folder in dict.fromkeys(each.sweep for each in planned if each.sweep):
+            works.enter_context(manifest.working(folder))
+            runs = [(each.run_id, each.folder.path, each.job.overrides) for each in planned if each.sweep == folder]
+            manifest.note(folder, command, runs)
+        launching.launch(groups, show)
     return [each.folder for each in planned if each.folder.exists]
+
+
+def _handed(planned: Sequence[Planned], launching: Launcher) -> list[list[Planned]]:
+    """Runs that an earlier command has handed on, and that still wait or run somewhere, by the job that has them."""
+    jobs: dict[str, list[Planned]] = {}
+    for each in planned:
+        job = each.folder.job if each.status == "running" else None
+        if job and job["launcher"] == each.job.settings.launcher.name:
+            jobs.setdefault(job["id"], []).append(each)
+    busy = launching.busy(jobs)
+    return [group for job, group in jobs.items() if job in busy]
 
 
 class Group:
     """Runs that are launched together (`launchers.launcher.Group`)."""
 
-    def __init__(self, runs: Sequence[Planned], names: dict[str, str], command: str, where: dict[str, Any], say: Say) -> None:
-        """`names`: what each run is called by its id; empty: the run is the only one. `where`: what the controller runs on."""
-        self.runs, self._names, self._command, self._where, self._say = list(runs), names, command, where, say
+    def __init__(
+        self,
+        runs: Sequence[Planned],
+        names: dict[str, str],
+        command: str,
+        where: dict[str, Any],
+        say: Say,
+        pace: Pace,
+        handed: bool = False,
+    ) -> None:
+        """`names`: what each run is called by its id; empty: the run is the only one. `where`: what the controller runs on.
+        `handed`: an earlier command has handed the runs on, and this one only waits for them."""
+        self._handed = handed
+        self.runs, self._names, self._command, self._where, self._say, self._pace = list(runs), names, command, where, say, pace
         self._claims = ExitStack()
         s = runs[0].job.settings
         self.devices, self.gpus, self._stops = s.batch.devices, s.hardware.accelerator() == "gpu", s.sweep.on_error == "stop"
@@ -60,7 +100,12 @@ class Group:
         return [each.folder for each in self.runs]
 
     def begin(self) -> list[RunFolder]:
-        self.runs = [each for each in self.runs if self._claim(each)]
+        before, self.runs = len(self.runs), [each for each in self.runs if self._claim(each)]
+        self._pace.passed(before - len(self.runs))
+        if self._handed:
+            for each in self.runs:
+                self._tell(each, f"goes on as job {(each.folder.job or {}).get('id')} of an earlier command: {each.name}")
+            return self.folders
         if len(self.runs) > 1:
             self._say(f"{len(self.runs)} runs differ in their heads' numbers alone, and train as one batch of heads:")
         for each in self.runs:
@@ -72,8 +117,9 @@ class Group:
     def ended(self) -> bool:
         records = [each.folder.record for each in self.runs]
         self._claims.close()
+        self._pace.ended(len(records))
         for each, record in zip(self.runs, records, strict=True):
-            self._tell(each, _outcome(record))
+            self._tell(each, _outcome(record) + (f" ({self._pace})" if each is self.runs[-1] and not _waits(record) else ""))
         return not (self._stops and any(record["status"] == "failed" for record in records))
 
     def _claim(self, each: Planned) -> bool:
@@ -81,6 +127,8 @@ class Group:
         try:
             held = each.folder.hold("controller")
             self._claims.callback(held.release)
+            if self._handed:
+                return True
             each.folder.hold().release()  # a worker may outlive its controller by some seconds
         except UserError:
             if not self._names[each.run_id]:
@@ -94,6 +142,25 @@ class Group:
             self._say(f"{name} {what}")
 
 
+class Pace:
+    """How many runs of a command have ended, and how long the rest takes at this pace: `7 of 18 ended, about 3 min left`."""
+
+    def __init__(self, total: int, left: int) -> None:
+        self._total, self._left, self._began, self._here = total, left, time.monotonic(), 0
+
+    def passed(self, runs: int) -> None:
+        """So many are another process's, or done."""
+        self._left -= runs
+
+    def ended(self, runs: int) -> None:
+        """So many have ended here."""
+        self._left, self._here = self._left - runs, self._here + runs
+
+    def __str__(self) -> str:
+        seconds = (time.monotonic() - self._began) / max(1, self._here) * self._left
+        return f"{self._total - self._left} of {self._total} ended" + (f", about {words.roughly(seconds)} left" if self._left else "")
+
+
 def succeeded(folder: RunFolder) -> None:
     """Raises UserError, with the first cause, where the run failed."""
     record = folder.record
@@ -102,13 +169,22 @@ def succeeded(folder: RunFolder) -> None:
         raise UserError(Problem(str(folder.path), record["status"], f"{error['message']} (more in log.txt)"))
 
 
+def _waits(record: dict[str, Any]) -> bool:
+    """Whether the run was handed on, and nobody waits for it here."""
+    return record["status"] == "running" and not record["error"]
+
+
 def _outcome(record: dict[str, Any]) -> str:
     if record["status"] == "failed":
         kind = "" if record["error"]["kind"] == "UserError" else f"{record['error']['kind']}: "
         return f"failed: {kind}{record['error']['message']}"
+    if _waits(record):
+        return "is handed on"
     if record["status"] == "running":
         return f"was interrupted, and goes on when the command is given again: {(record['error'] or {}).get('message')}"
     metrics, times = record["metrics"], record["times"]
+    if record["status"] == "pruned":
+        return f"pruned after epoch {record['pruned']['epoch']}: {record['pruned']['monitor']} {record['pruned']['value']:.3f}"
     seconds = times.get("share", times["total"])
     first = record.get("metric", "accuracy")
     figures = ", ".join(f"{name} {metrics[name]:.3f}" for name in (f"val/{first}", f"test/{first}") if name in metrics)

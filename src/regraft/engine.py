@@ -13,8 +13,9 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
-from regraft import freezing
+from regraft import freezing, stopping
 from regraft.batches import GlobalBatches
+from regraft.checkpoints import Checkpoints, divided, read
 from regraft.computing import autocast, chosen, device_of
 from regraft.ema import EMA
 from regraft.epochs import Epochs
@@ -45,9 +46,11 @@ for noise in (
     r".*does not have many workers.*",
     r".*logging interval.*",
     r".*SyncBatchNorm.*",
+    r".*srun.*",  # a worker is started by no srun, on purpose
     r".*weights_only.*",
     r".*isinstance\(treespec.*",
     r".*have no `val_dataloader`.*",
+    r".*your dataloader is not resumable.*",  # GlobalBatches begins where the checkpoint says
 ):
     warnings.filterwarnings("ignore", noise)
 warnings.filterwarnings("ignore", r".*compute.*method of metric.*was called before.*")  # a rank may hold no rows
@@ -71,7 +74,8 @@ class Engine:
         self.supply: Supply = like.supply if like else Supply(settings, chain, source, say, show)
         self.samples = self.supply.samples
         self.sampling = self.supply.reading.sampling() | {"seed": settings.seed}  # how an epoch goes through the pictures
-        self.batch_steps = GlobalBatches(len(self.samples["train"]), settings.batch, **self.sampling).steps  # of a whole epoch
+        self.batch = settings.batch.halved(folder.record.get("halved", 0) if folder.exists else 0)
+        self.batch_steps = GlobalBatches(len(self.samples["train"]), self.batch, **self.sampling).steps  # of a whole epoch
         self.epochs = 0 if settings.head.fits else settings.trainer.epochs(self.batch_steps)
         self.phases = self._drawn() if self.epochs or settings.head.fits else []
         outputs = len(source.classes)
@@ -101,7 +105,7 @@ class Engine:
         """
         last = self.checkpoint()
         if "stacked" in last:
-            self.say(f"{CHECKPOINT} is of a head among others, which can't go on here: the run starts again")
+            self.say("the checkpoint is of a head among others, which can't go on here: the run starts again")
             last = {}
         mine = last.get("regraft", {})
         self.best = Best(**mine["best"]) if mine else Best()
@@ -110,7 +114,8 @@ class Engine:
         if rank == 0:
             Metrics(self.folder / METRICS).start(mine.get("epochs", 0))
         if mine:
-            self.say(f"goes on after epoch {mine['epochs'] - 1}, from {CHECKPOINT}")
+            at = f"in epoch {mine['epochs']} after step {step}" if (step := mine.get("step")) else f"after epoch {mine['epochs'] - 1}"
+            self.say(f"goes on {at}, from its checkpoint")
         self.supply.prepare(self.phases)
         first_epoch = 0
         for number, phase in enumerate(self.phases):
@@ -199,9 +204,12 @@ class Engine:
             self.chain.auxiliary = convert_sync_batchnorm(self.chain.auxiliary)  # type: ignore[assignment]
             freezing.gradients(self.chain, phase)
         last = self._last(number)
+        begun = (resumed["epochs"], resumed.get("step", 0)) if resumed else None
         batches = {
-            "train": GlobalBatches(len(feeds["train"]), s.batch, rank=rank, first_epoch=first_epoch, last=last, **self.sampling),
-            "val": GlobalBatches(len(feeds["val"]), _forward(s.batch), rank=rank),
+            "train": GlobalBatches(
+                len(feeds["train"]), self.batch, rank=rank, first_epoch=first_epoch, last=last, begun=begun, **self.sampling
+            ),
+            "val": GlobalBatches(len(feeds["val"]), _forward(self.batch), rank=rank),
         }
         loaders = {split: feeds[split].loader(batches[split], 0 if feeds[split].light else s.hardware.readers()) for split in batches}
         choice = self._choice(number, module, feeds["train"], rank)
@@ -209,8 +217,7 @@ class Engine:
         ema = EMA(s.trainer.ema) if s.trainer.ema is not None else None
         epochs = Epochs(self.folder, s, number, batches["train"], self.best, ema, bar)
         if resumed:
-            epochs.judge.resume(resumed)
-            batches["train"].set_epoch(resumed["epochs"] - first_epoch)
+            epochs.resume(resumed)
         trainer = pl.Trainer(
             max_epochs=phase.epochs,
             callbacks=[callback for callback in (ema, epochs, bar) if callback],
@@ -222,15 +229,17 @@ class Engine:
             gradient_clip_val=s.trainer.clip,
             reload_dataloaders_every_n_epochs=1 if last else 0,  # the last epoch is a shorter one
             default_root_dir=self.folder.path,
-            **s.hardware.trainer(choice),
+            plugins=[Checkpoints(self.folder, divided(checkpoint, self.batch.accumulate) if resumed else None)],
+            **s.hardware.trainer(choice) | {"accumulate_grad_batches": self.batch.accumulate},
         )
         began = time.monotonic()
-        resume = self.folder / CHECKPOINT if resumed else None
-        with applied(module, choice):
+        resume = self.folder / CHECKPOINT if resumed else None  # whichever it was, it has been read
+        with applied(module, choice), stopping.listener.later(trainer):
             trainer.fit(module, loaders["train"], loaders["val"], ckpt_path=resume, weights_only=True)
         self.seconds += time.monotonic() - began
-        if trainer.world_size != s.batch.devices:
-            raise RuntimeError(f"{s.batch.devices} devices were asked for, {trainer.world_size} took part")
+        epochs.watched.go_on()
+        if trainer.world_size != self.batch.devices:
+            raise RuntimeError(f"{self.batch.devices} devices were asked for, {trainer.world_size} took part")
 
     def _choice(self, number: int, module: PhaseModule, feed: Feed, rank: int) -> Choice:
         """What a phase is computed in: as the config says, and where that is `auto` what was fastest; it stays with the run."""
@@ -240,7 +249,7 @@ class Engine:
             return Choice(**told["choice"])
         if not s.hardware.measures():
             return s.hardware.plainest()
-        share = next(iter(GlobalBatches(len(feed), s.batch, **self.sampling)))
+        share = next(iter(GlobalBatches(len(feed), self.batch, **self.sampling)))
         batch = feed.batch(share)
         self.chain.to(device_of(s.hardware))
         choice, told = settle(s.hardware, module, batch, s.cache.folder(), s.model.deciding())
@@ -292,16 +301,7 @@ class Engine:
 
     def checkpoint(self) -> dict[str, Any]:
         """What an interrupted run has left; empty where there is nothing. Raises UserError for one that can't be read."""
-        path = self.folder / CHECKPOINT
-        if not path.is_file():
-            return {}
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            checkpoint["regraft"]["best"]["state"]
-        except Exception as error:  # torch raises many kinds for a damaged file
-            remedy = f"the checkpoint can't be read ({str(error).splitlines()[0][:100]}); remove it to start this run again"
-            raise UserError(Problem(str(path), None, remedy)) from None
-        return checkpoint
+        return read(self.folder, self.say)
 
 
 def _forward(batch: Arithmetic) -> Arithmetic:

@@ -40,9 +40,20 @@ class UserError(Exception):
 
 def facts(error: BaseException, rank: int = 0) -> dict[str, Any]:
     """What a record says of the error that ended a run."""
+    if _starved(error):
+        remedy = "this process may take no more memory: a smaller one, hardware.accumulate=2 (micro-batches of half the size), "
+        words = str(error).strip().partition("\n")[0][:100]
+        remedy += f"hardware.workers=0 or a smaller model would work ({type(error).__name__}: {words})"
+        error = UserError(Problem("data.batch_size", None, remedy))
     problems = error.problems if isinstance(error, UserError) else []
     message = "\n".join(map(str, problems)) if problems else str(error)
     return {"kind": type(error).__name__, "message": message, "problems": [list(map(str, each)) for each in problems], "rank": rank}
+
+
+def _starved(error: BaseException) -> bool:
+    """Whether the machine's own memory was too small, or the part of it that a process may take."""
+    words = ("can't allocate memory", "Cannot allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError | OSError) and any(each in str(error) for each in words))
 
 
 def shown(value: object) -> str:

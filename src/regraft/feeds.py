@@ -15,6 +15,7 @@ from regraft.batches import Batch, GlobalBatches, Share
 from regraft.datasets.pictures import fit
 from regraft.errors import UserError
 from regraft.hardware import Batch as Arithmetic
+from regraft.stopping import reader
 from regraft.streams import generator
 from regraft.views import IDENTITY, Drawn, Seen
 
@@ -62,7 +63,8 @@ class Feed(Dataset[Batch]):
     def loader(self, batches: GlobalBatches, workers: int = 0) -> DataLoader[Batch]:
         """The feed's batches, in the sampler's order."""
         # torch's types know no sampler that yields whole shares
-        return Loader(self, batch_sampler=batches, collate_fn=_same, num_workers=workers, persistent_workers=workers > 0)  # type: ignore[arg-type]
+        how = {"collate_fn": _same, "num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": reader}
+        return Loader(self, batch_sampler=batches, **how)  # type: ignore[arg-type]
 
     def in_order(self, size: int, workers: int = 0) -> Iterator[Batch]:
         """The whole split, in order, plain, in batches of `size`."""

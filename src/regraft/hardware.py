@@ -42,6 +42,10 @@ class HardwareSpec(Named):
     threads: int | Literal["auto"] = doc("threads that compute, for each device; auto: its share of the cores", decides=False)
 
     def problems(self) -> list[Problem]:
+        return [*self.wrong(), *self.missing()]
+
+    def wrong(self) -> list[Problem]:
+        """What is a mistake on any machine."""
         found = []
         if isinstance(self.devices, int) and self.devices < 1:
             found.append(Problem("devices", self.devices, "at least 1 is needed"))
@@ -49,18 +53,30 @@ class HardwareSpec(Named):
             found.append(Problem("workers", self.workers, "0 (the training process itself) or more is needed"))
         if isinstance(self.threads, int) and self.threads < 1:
             found.append(Problem("threads", self.threads, "at least 1 is needed"))
-        here, there = self.accelerator(), visible_gpus()
-        if here == "gpu" and isinstance(self.devices, int) and self.devices > there > 0:
-            found.append(Problem("devices", self.devices, f"{there} GPUs are visible here; take at most that many, or hardware=cpu"))
-        if here == "mps" and isinstance(self.devices, int) and self.devices > 1:
+        if self.accelerator() == "mps" and isinstance(self.devices, int) and self.devices > 1:
             found.append(Problem("devices", self.devices, "a Mac has one GPU; take 1, or hardware=ddp_cpu"))
-        if self.precision == "fp16" and here == "cpu":
+        if self.precision == "fp16" and self.accelerator() == "cpu":
             found.append(Problem("precision", "fp16", "fp16 needs a GPU; bf16 and fp32 work on a CPU"))
+        return found
+
+    def missing(self) -> list[Problem]:
+        """What this machine lacks for it."""
+        found, there = [], visible_gpus()
+        if self.accelerator() == "gpu" and isinstance(self.devices, int) and self.devices > there > 0:
+            found.append(Problem("devices", self.devices, f"{there} GPUs are visible here; take at most that many, or hardware=cpu"))
         if self.compile is True and not (os.environ.get("CXX") or any(map(which, ("g++", "clang++", "cl")))):
             found.append(
                 Problem("compile", True, "torch.compile needs a C++ compiler, and none is found here (g++, clang++, CXX); false works")
             )
         return found
+
+    def unsaid(self) -> list[Problem]:
+        """What only the machine of the run could tell, where that is not this one."""
+        if self.accelerator() == "gpu" and self.devices == "auto":
+            return [
+                Problem("devices", "auto", "the run goes to another machine, whose GPUs can't be counted here; say how many: 1, 2, ...")
+            ]
+        return []
 
     def warnings(self) -> list[str]:
         """What a user should know who has chosen this entry."""
@@ -126,8 +142,8 @@ class DDPCPU(CPU):
 class GPU(HardwareSpec):
     """CUDA devices."""
 
-    def problems(self) -> list[Problem]:
-        found = super().problems()
+    def missing(self) -> list[Problem]:
+        found = super().missing()
         if not visible_gpus():
             found.append(Problem("name", self.name, "no GPU is visible here; hardware=cpu or hardware=auto work"))
         return found
@@ -156,8 +172,8 @@ class Azure(GPU):
 class MPS(HardwareSpec):
     """The GPU of a Mac."""
 
-    def problems(self) -> list[Problem]:
-        found = super().problems()
+    def missing(self) -> list[Problem]:
+        found = super().missing()
         if not _is_mac():
             found.append(Problem("name", self.name, "this is no Mac with a GPU of Apple's; hardware=cpu or hardware=auto work"))
         return found
@@ -168,6 +184,9 @@ class MPS(HardwareSpec):
 
 class Auto(HardwareSpec):
     """CUDA where a GPU is visible, else Apple's GPU, else the processor."""
+
+    def unsaid(self) -> list[Problem]:
+        return [Problem("name", "auto", "it is what a machine has, and the run goes to another one; hardware=cpu or hardware=gpu work")]
 
     def accelerator(self) -> Literal["cpu", "gpu", "mps"]:
         if visible_gpus():
@@ -219,6 +238,13 @@ class Batch:
     devices: int
     micro: int
     accumulate: int
+
+    def halved(self, times: int) -> Batch:
+        """The same global batch in micro-batches of half the size, and twice as many of them, so many times over; at most one row each."""
+        parts = 1
+        for _ in range(times):
+            parts *= 2 if parts < self.micro else 1
+        return Batch(self.size, self.devices, -(-self.micro // parts), self.accumulate * parts)
 
     def plain(self) -> dict[str, int]:
         numbers = asdict(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -11,10 +12,25 @@ from filelock import FileLock
 
 from regraft.errors import Problem
 from regraft.files import digest
+from regraft.record import METRICS, Metrics
 from regraft.registry import Group, Named, doc
 
 if TYPE_CHECKING:
-    from pytorch_lightning.loggers import Logger
+    from regraft.tracking import MLflow as MLflowLogger
+    from regraft.tracking import TensorBoard as TensorBoardLogger
+    from regraft.tracking import Wandb as WandbLogger
+
+    Logger = MLflowLogger | TensorBoardLogger | WandbLogger
+
+WANDB_RUN = (  # what a surrounding wandb run, agent or launch leaves in the environment: all runs of a sweep would become that one
+    "WANDB_RUN_ID",
+    "WANDB_SWEEP_ID",
+    "WANDB_SWEEP_PARAM_PATH",
+    "WANDB_RESUME",
+    "WANDB_SERVICE",
+    "WANDB_LAUNCH",
+    "WANDB_LAUNCH_CONFIG_PATH",
+)
 
 
 class LoggerSpec(Named):
@@ -29,7 +45,8 @@ class LoggerSpec(Named):
         return []
 
     def build(self, run: Path, run_id: str, config: dict[str, Any]) -> Logger | None:
-        """Lightning's logger for one run; `run` is its folder. None: nothing beside metrics.csv."""
+        """Lightning's logger for one run, new or resumed; `run` is its folder. To be closed with `success`, `failed`, or `aborted` where
+        the run goes on later. None: nothing beside metrics.csv."""
         raise NotImplementedError
 
 
@@ -47,16 +64,22 @@ class Wandb(LoggerSpec):
     entity: str | None = doc("wandb's user or team; null: the one that is logged in", decides=False)
     mode: Literal["auto", "online", "offline"] = doc("auto: online where somebody is logged in", decides=False)
 
-    def build(self, run: Path, run_id: str, config: dict[str, Any]) -> Logger:
-        import wandb
-        from pytorch_lightning.loggers import WandbLogger
+    def build(self, run: Path, run_id: str, config: dict[str, Any]) -> Logger | None:
         from pytorch_lightning.utilities import rank_zero_only
 
-        offline = self.mode == "offline" or (self.mode == "auto" and not wandb.api.api_key)
+        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+            return None
+        for variable in WANDB_RUN:
+            os.environ.pop(variable, None)
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        from regraft.tracking import Wandb, synced
+
+        unsaid = self.mode == "auto" and "WANDB_MODE" not in os.environ
+        offline = self.mode == "offline" or (unsaid and not wandb.login(prompt=False, verify=False))
         mode = "offline" if offline else None if self.mode == "auto" else "online"  # None: WANDB_MODE decides
         name = f"{digest(str(run))[:8]}-{run_id}"  # the folder too: the same run may stand in two sweeps
-        if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-            return WandbLogger(id=name, offline=offline)
         # create_new: Lightning would otherwise go on with whatever run this process has opened before
         experiment = wandb.init(
             project=self.project,
@@ -69,9 +92,16 @@ class Wandb(LoggerSpec):
             mode=mode,  # type: ignore[arg-type]
             resume=None if offline else "allow",
             reinit="create_new",
-            settings=wandb.Settings(console="off", silent=True),
+            settings=wandb.Settings(console="off"),
         )
-        return WandbLogger(experiment=experiment)
+        there = experiment.starting_step  # rows that the server has, and appends to
+        earlier = {folder for folder in (run / "wandb").glob(f"offline-run-*-{name}*") if folder != Path(experiment.sync_dir)}
+        for folder in earlier if experiment.offline else ():
+            if any(folder.glob("*.synced")):
+                there = max(there, synced(folder))
+            else:
+                shutil.rmtree(folder)  # what it holds of an attempt that was killed is told again, all of it
+        return Wandb(experiment, Metrics(run / METRICS), there)
 
 
 class TensorBoard(LoggerSpec):
@@ -80,10 +110,9 @@ class TensorBoard(LoggerSpec):
     package = "tensorboard"
 
     def build(self, run: Path, run_id: str, config: dict[str, Any]) -> Logger:
-        from pytorch_lightning.loggers import TensorBoardLogger
+        from regraft.tracking import TensorBoard
 
-        # no sub_dir, no second set of "hp" metrics; events of a resumed run stand beside the first ones and are read as one
-        return TensorBoardLogger(str(run), name="", version="tensorboard", default_hp_metric=False)
+        return TensorBoard(str(run), Metrics(run / METRICS))
 
 
 class MLflow(LoggerSpec):
@@ -107,21 +136,23 @@ class MLflow(LoggerSpec):
         uri = self.tracking_uri or folder.as_uri()
         name = f"{digest(str(run))[:8]}-{run_id}"  # the folder too: the same run may stand in two sweeps
         if self.tracking_uri:
-            return self._logger(uri, name, run_id, config)
+            return self._logger(run, uri, name, run_id, config)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".regraft"):  # two runs that start at once must not make the experiment twice
-            return self._logger(uri, name, run_id, config)
+            return self._logger(run, uri, name, run_id, config)
 
-    def _logger(self, uri: str, name: str, run_id: str, config: dict[str, Any]) -> Logger:
+    def _logger(self, run: Path, uri: str, name: str, run_id: str, config: dict[str, Any]) -> Logger:
         """On the run that bears the name, which a resumed run goes on with, or on a new one."""
         from mlflow.tracking import MlflowClient
-        from pytorch_lightning.loggers import MLFlowLogger
+
+        from regraft.tracking import MLflow
 
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(self.experiment)
         known = client.search_runs([experiment.experiment_id], f"tags.regraft = '{name}'", max_results=1) if experiment else []
-        logger = MLFlowLogger(
-            self.experiment,
+        logger = MLflow(
+            Metrics(run / METRICS),
+            experiment_name=self.experiment,
             run_name=run_id,
             tracking_uri=uri,
             tags={"regraft": name, "sweep": str(config.get("sweep", {}).get("name"))},

@@ -10,10 +10,14 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from itertools import count
+from pathlib import Path
 from typing import Any
 
+from regraft import files
 from regraft.errors import Problem, UserError
+from regraft.stopping import Stopped
 
+MEETING = "REGRAFT_MEETING"  # the environment variable that names a file where ranks that were forked learn where to meet
 CONNECT = timedelta(minutes=5)  # for ranks to find each other; what they then wait for may take hours
 PAUSES = (0.001, 0.5)  # s between two looks, at first and at most
 
@@ -35,11 +39,20 @@ class Ranks:
             pause = min(2 * pause, most)
         return [json.loads(self._store.get(name)) for name in names]
 
+    def first(self, name: str, value: Any = None) -> Any:
+        """What the first rank that had something to say under this name has said; None: none has yet. Nobody waits."""
+        if self.world == 1:
+            return value
+        if value is not None:
+            return json.loads(self._store.compare_set(name, "", json.dumps(value)))
+        return json.loads(self._store.get(name)) if self._store.check([name]) else None
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Ends when all ranks have come to its end; what was raised inside on one rank, the lowest, is then raised on all.
 
-        A UserError crosses as it is, with its class; of anything else the other ranks raise RuntimeError with its words.
+        A UserError crosses as it is, with its class, and so do a word to stop and a GPU's want of memory; of anything else the other
+        ranks raise RuntimeError with its words.
         """
         own = None
         try:
@@ -69,12 +82,36 @@ ALONE = Ranks(0, 1)
 
 
 def here() -> Ranks:
-    """The ranks that torchrun has started this process among, by its environment; ALONE where it has not."""
+    """The ranks that this process was started among, by the environment that torchrun makes; ALONE where there are none."""
     world = int(os.environ.get("WORLD_SIZE") or 1)
     if world == 1:
         return ALONE
+    if at := os.environ.pop(MEETING, None):
+        _meet(Path(at), int(os.environ["RANK"]), world)
     names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
     return _connected(int(os.environ["RANK"]), world, tuple(os.environ.get(name, "") for name in names))
+
+
+def _meet(at: Path, rank: int, world: int) -> None:
+    """What torchrun's agent does for its ranks: rank 0 hosts a store on a free port of this machine, which it leaves in the file `at`.
+
+    Raises RuntimeError where rank 0 does not come.
+    """
+    if rank == 0:
+        from torch.distributed import TCPStore
+
+        global _hosted
+        _hosted = TCPStore("127.0.0.1", 0, world, True, timeout=CONNECT, wait_for_workers=False)
+        files.write_text(at, str(_hosted.port))
+    end = time.monotonic() + CONNECT.total_seconds()
+    while not at.is_file():
+        if time.monotonic() > end:
+            raise RuntimeError(f"rank {rank} has waited {CONNECT} for rank 0")
+        time.sleep(PAUSES[0])
+    os.environ["MASTER_PORT"] = at.read_text()
+
+
+_hosted: Any = None  # the store lives as long as its process
 
 
 @cache
@@ -96,7 +133,13 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _error(rank: int, kind: str, message: str, problems: list[list[Any]]) -> Exception:
+def _error(rank: int, kind: str, message: str, problems: list[list[Any]]) -> BaseException:
+    if kind == Stopped.__name__:
+        return Stopped(message)
+    if kind == "OutOfMemoryError":
+        from torch import OutOfMemoryError
+
+        return OutOfMemoryError(f"rank {rank}: {message}")
     if not problems:
         return RuntimeError(f"rank {rank}: {kind}: {message}")
     kinds: dict[str, type[UserError]] = {each.__name__: each for each in UserError.__subclasses__()}

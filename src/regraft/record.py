@@ -7,7 +7,8 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,21 @@ from regraft import files
 from regraft.errors import Problem, UserError
 
 SCHEMA = 1
-CONFIG, RECORD, METRICS, PREDICTIONS, CHECKPOINT, MODEL, LOG = (
+CONFIG, RECORD, METRICS, PREDICTIONS, CHECKPOINT, PREVIOUS, MODEL, LOG = (
     "config.yaml",
     "record.json",
     "metrics.csv",
     "predictions.parquet",
     "last.ckpt",
+    "previous.ckpt",
     "model.safetensors",
     "log.txt",
 )
-ENDED = ("done",)  # what a record says of a run that has nothing left to do
+JOB = "job.json"  # beside the record of a run that was handed on to what outlives this command
+ENDED = ("done", "pruned")  # what a record says of a run that has nothing left to do
 PACKAGES = ("regraft", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy", "pillow")
 BOUND = 64 << 20  # bytes of a config or record that is still read
+TAIL = 16 << 10  # bytes at the end of metrics.csv that hold its last epoch
 
 
 class RunFolder:
@@ -49,7 +53,21 @@ class RunFolder:
     @property
     def barren(self) -> bool:
         """Whether it holds a run that failed before it learned anything: nothing is lost when another one takes the folder."""
-        return self.record["status"] == "failed" and not any((self / name).exists() for name in (CHECKPOINT, MODEL))
+        return self.record["status"] == "failed" and not self.saved and not (self / MODEL).exists()
+
+    @property
+    def saved(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return any((self / name).is_file() for name in (CHECKPOINT, PREVIOUS))
+
+    @property
+    def job(self) -> dict[str, Any] | None:
+        """The launcher, and its id of the job, to which the run was handed on; None: it was not, or that can't be read."""
+        with suppress(UserError):
+            job = _mapping(self / JOB, json.loads)
+            if all(isinstance(job.get(key), str) for key in ("launcher", "id")):
+                return job
+        return None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -108,7 +126,7 @@ class RunFolder:
             raise UserError(Problem("hydra.run.dir", str(self.path), f"can't be made ({error.strerror}); name another folder")) from None
         lock = FileLock(self / f".{who}")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=0.05, poll_interval=0.01)  # s; who only asks whether it is held holds it for no time
         except Timeout:
             raise UserError(Problem(str(self.path), None, "another process is running this run; wait for it, or stop it")) from None
         return lock
@@ -161,7 +179,19 @@ class Metrics:
     def rows(self) -> list[dict[str, str]]:
         if not self.path.is_file():
             return []
-        lines = self.path.read_text().splitlines(keepends=True)[1:]
+        return self._parsed(self.path.read_text().splitlines(keepends=True)[1:])
+
+    def last(self) -> tuple[int, dict[str, float]] | None:
+        """The last epoch that is written, and its metrics; None: there is none. No more than the file's end is read."""
+        with suppress(OSError, ValueError), self.path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            rows = self._parsed(file.read().decode(errors="replace").splitlines(keepends=True)[1:])
+            if rows:
+                epoch = rows[-1]["epoch"]
+                return int(epoch), {row["metric"]: float(row["value"]) for row in rows if row["epoch"] == epoch}
+        return None
+
+    def _parsed(self, lines: Sequence[str]) -> list[dict[str, str]]:
         whole = (line.rstrip("\n").split(",") for line in lines if line.endswith("\n"))
         return [dict(zip(self.COLUMNS, cells, strict=True)) for cells in whole if len(cells) == len(self.COLUMNS)]
 

@@ -45,6 +45,12 @@ def decides(spec: type[Spec], key: str) -> bool:
     return bool(extra.get("decides", True)) if isinstance(extra, dict) else True
 
 
+def paths(spec: type[Spec]) -> list[str]:
+    """The fields that may hold a path."""
+    extras = {key: field.json_schema_extra for key, field in spec.model_fields.items()}
+    return [key for key, extra in extras.items() if isinstance(extra, dict) and extra.get("path")]
+
+
 class Named(Spec):
     """A spec of a group with several entries: `name` says which."""
 

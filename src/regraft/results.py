@@ -9,7 +9,7 @@ from regraft import weights
 from regraft.feeds import truth
 from regraft.files import whole
 from regraft.graft import measure
-from regraft.record import MODEL, PREDICTIONS, RunFolder
+from regraft.record import MODEL, PREDICTIONS, PREVIOUS, RunFolder
 
 if TYPE_CHECKING:
     from regraft.datasets.source import Source
@@ -29,21 +29,17 @@ def finish(run: Begun) -> None:
     state = engine.chain.state_dict()
     weights.save(folder / MODEL, {name: state[name] for name in sorted(engine.changing)})
     _draw(folder, engine.source, s, run.warned)
-    seconds = {"start": run.start, "frozen": engine.supply.seconds, "train": engine.seconds, "evaluate": measured}
-    seconds["total"] = time.time() - run.launched
-    size = (run.record.get("group") or {"size": 1})["size"]
-    if size > 1:  # of a group: what it took together is shared out evenly
-        seconds["share"] = (seconds["start"] + seconds["frozen"]) / size + seconds["train"] / run.shared + seconds["evaluate"]
     best = engine.best
+    run.close("success")  # before the record says done: a logger may hold back what it was told, and nobody would tell it again
     folder.finish(
         metrics=metrics,
         cache=engine.supply.notes,
         kept={"epoch": best.epoch} | ({"monitor": s.monitor, "value": best.value} if engine.samples["val"] and best.epoch >= 0 else {}),
         warnings=run.warned,
-        times={"launched": run.launched, "finished": time.time()} | {name: round(value, 3) for name, value in seconds.items()},
+        times=run.times(measured),
         **run.facts,
     )
-    run.close("success")
+    (folder / PREVIOUS).unlink(missing_ok=True)
 
 
 def _measure(engine: Engine, folder: RunFolder) -> dict[str, float]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 from regraft import freezing, outlook, together, weights
 from regraft.chain import Chain
@@ -38,8 +39,13 @@ def execute(folders: Sequence[RunFolder], say: Say, show: bool = False) -> None:
     start = time.time()
     quiet()
     rank = int(os.environ.get("RANK", 0))
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]  # Lightning's was read when the server was loaded that ranks are forked from
     of, records = [settings(folder.config) for folder in folders], [folder.record for folder in folders]
     s = of[0]
+    if missing := s.hardware.missing():  # where the run was planned on another machine, nobody has looked yet
+        raise UserError(problem._replace(key=f"hardware.{problem.key}") for problem in missing)
+    if (world := int(os.environ.get("WORLD_SIZE", 1))) != s.batch.devices:  # ranks that wait for others would wait for ever
+        raise RuntimeError(f"{s.batch.devices} devices were asked for, {world} take part")
     torch.set_num_threads(s.hardware.computing())
     source = s.dataset.open(s.cache.folder())
     for record in {record["data"]["fingerprint"]: record for record in records}.values():
@@ -63,7 +69,7 @@ def execute(folders: Sequence[RunFolder], say: Say, show: bool = False) -> None:
     runs = []
     tables = [_stages(chain, phase) for phase in first.phases]  # runs of a group train the same stages
     for engine, record in zip(engines, records, strict=True):
-        warned = [*engine.settings.hardware.warnings(), *source.remarks, *_warnings(chain, engine.phases, engine.settings)]
+        warned = [*engine.settings.hardware.warnings(), *source.remarks, *_warnings(chain, engine)]
         phases = [
             phase.plain() | {"stages": [row | {"lr": _rate(engine.settings, phase, row["stage"])} for row in table]}
             for phase, table in zip(engine.phases, tables, strict=True)
@@ -76,19 +82,20 @@ def execute(folders: Sequence[RunFolder], say: Say, show: bool = False) -> None:
     if rank == 0 and set(chain.state_dict()) - first.changing:  # what stays frozen is kept once, for all runs that share it
         weights.Kept(s.cache.folder()).put(before)
     noted = False
-    for run in together.trained(runs, rank):
-        if rank:
-            continue
-        try:
-            finish(run)
-        except Exception as error:
-            if len(runs) == 1:
-                raise
-            run.fail(error)
-            continue
-        if not noted:  # what one of a group has needed, all have
-            noted = True
-            outlook.note(run.engine.settings, origin.identity, run.engine.folder.record, run.engine.epochs)
+    with together.tracked(runs):
+        for run in together.trained(runs, rank):
+            if rank:
+                continue
+            try:
+                finish(run)
+            except Exception as error:
+                if len(runs) == 1:
+                    raise
+                run.fail(error)
+                continue
+            if not noted:  # what one of a group has needed, all have
+                noted = True
+                outlook.note(run.engine.settings, origin.identity, run.engine.folder.record, run.engine.epochs)
 
 
 def _introduce(say: Say, phases: list[dict[str, Any]], warned: list[str]) -> None:
@@ -110,7 +117,7 @@ def _facts(engine: Engine, origin: Origin, identity: str, phases: list[dict[str,
             "lineage": weights.lineage(RunFolder(origin.path).record) if origin.kind == "run" and origin.path else [],
         },
         "phases": phases,
-        "batch": s.batch.plain(),
+        "batch": engine.batch.plain(),
         "resolved": {
             "accelerator": s.hardware.accelerator(),
             "world": int(os.environ.get("WORLD_SIZE", 1)),
@@ -129,23 +136,23 @@ def _reported(s: Settings) -> dict[str, Any] | None:
     return {"top5_error": reported[0], "source": reported[1]} if reported else None
 
 
-def _warnings(chain: Chain, phases: list[Phase], s: Settings) -> list[str]:
+def _warnings(chain: Chain, engine: Engine) -> list[str]:
     """What a user should know of before training. Raises UserError for what `hardware.batchnorm=refuse` refuses."""
-    norms = (torch.nn.modules.batchnorm._BatchNorm,)
-    several = s.batch.devices * s.batch.accumulate > 1
-    if not several or not any(isinstance(module, norms) for phase in phases for module in freezing.awake(chain, phase)):
+    norms, s, batch = (torch.nn.modules.batchnorm._BatchNorm,), engine.settings, engine.batch
+    several = batch.devices * batch.accumulate > 1
+    if not several or not any(isinstance(module, norms) for phase in engine.phases for module in freezing.awake(chain, phase)):
         return []
-    division = f"{s.batch.devices} devices x {s.batch.accumulate} micro-batches"
+    division = f"{batch.devices} devices x {batch.accumulate} micro-batches"
     if s.hardware.batchnorm == "refuse":
         raise UserError(
             Problem("hardware.batchnorm", "refuse", f"BatchNorm would train over {division}; local or sync, or one device, work")
         )
-    seen = s.batch.micro * (s.batch.devices if s.hardware.syncs() else 1)
-    if seen == s.batch.size:
+    seen = batch.micro * (batch.devices if s.hardware.syncs() else 1)
+    if seen == batch.size:
         return []
     why = ", since SyncBatchNorm needs GPUs" if s.hardware.batchnorm == "sync" and s.hardware.accelerator() != "gpu" else ""
     kind = "sync" if s.hardware.syncs() else "local"
-    return [f"BatchNorm takes its statistics from {seen} pictures, not from {s.batch.size} ({division}; {kind}{why})"]
+    return [f"BatchNorm takes its statistics from {seen} pictures, not from {batch.size} ({division}; {kind}{why})"]
 
 
 def _stages(chain: Chain, phase: Phase) -> list[dict[str, Any]]:

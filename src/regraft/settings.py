@@ -10,7 +10,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from regraft import augment, datasets, freeze, hardware, heads, launchers, loggers, losses, models, optim, schedules, tasks, weights
+from regraft import (
+    augment,
+    datasets,
+    freeze,
+    hardware,
+    heads,
+    launchers,
+    loggers,
+    losses,
+    models,
+    optim,
+    registry,
+    schedules,
+    sweepers,
+    tasks,
+    weights,
+)
 from regraft.cache import CacheSpec
 from regraft.errors import Problem, UserError, nearest, shown
 from regraft.files import digest
@@ -62,6 +78,7 @@ class SweepSpec(Spec):
     on_error: Literal["continue", "stop"] = doc("what happens to the runs that are left when one fails", decides=False)
     retry: bool = doc("whether runs of the sweep that have failed before are tried again", decides=False)
     stack: bool = doc("whether runs that differ in their heads' numbers alone are trained as one batch of heads", decides=False)
+    skip_invalid: bool = doc("whether points of a grid that can't be are left out and told, instead of refused", decides=False)
 
 
 GROUPS: dict[str, Group] = {
@@ -79,6 +96,7 @@ GROUPS: dict[str, Group] = {
         schedules.GROUP,
         loggers.GROUP,
         launchers.GROUP,
+        sweepers.GROUP,
     )
 }
 SECTIONS: dict[str, type[Spec]] = {
@@ -92,11 +110,12 @@ LATER: dict[str, dict[str, Any]] = {  # keys that configs of earlier versions la
     "cache": {"views": None},
     "evaluate": {"views": False},
     "launcher": {"jobs": "auto"},
-    "sweep": {"stack": True, "retry": False},
+    "sweeper": {"name": "grid"},
+    "sweep": {"stack": True, "retry": False, "skip_invalid": False},
 }
 PLAIN = ("seed", "plots")
 MISSING = "???"  # what a mandatory value that nobody gave looks like in YAML
-UNDECIDING = ("logger", "launcher", "sweep")  # groups and sections that no result depends on
+UNDECIDING = ("logger", "launcher", "sweeper", "sweep")  # groups and sections that no result depends on
 FILES_GROUPS = ("experiment",)  # groups of YAML files without a spec: they set other groups' keys
 
 
@@ -118,6 +137,7 @@ class Settings:
     schedule: schedules.Schedule
     logger: dict[str, loggers.LoggerSpec]
     launcher: launchers.LauncherSpec
+    sweeper: sweepers.SweeperSpec
     data: DataSpec
     trainer: TrainerSpec
     cache: CacheSpec
@@ -196,8 +216,11 @@ def settings(config: Mapping[str, Any]) -> Settings:
 def checked(config: Mapping[str, Any]) -> Settings:
     """As `settings`, and it can run here: files and GPUs are there, numbers fit each other. Raises UserError with every mistake."""
     whole, problems = _parsed(config)
+    remote = whole.launcher is not None and whole.launcher.remote
     for at, spec in whole.specs():
-        problems += [problem._replace(key=f"{at}.{problem.key}") for problem in spec.problems()]
+        # the machine of a run that goes elsewhere is asked there, by its worker
+        found = [*spec.wrong(), *spec.unsaid()] if remote and isinstance(spec, hardware.HardwareSpec) else spec.problems()
+        problems += [problem._replace(key=f"{at}.{problem.key}") for problem in found]
     wrong = {problem.key.split(".")[0] for problem in problems}
     for sections, rule in RULES.items():
         if wrong.isdisjoint(sections):
@@ -209,7 +232,7 @@ def checked(config: Mapping[str, Any]) -> Settings:
 
 def _parsed(config: Mapping[str, Any]) -> tuple[Settings, list[Problem]]:
     """The settings, None where a section has a mistake, and the mistakes."""
-    config = {**config, **{key: {**values, **given} for key, values in LATER.items() if isinstance(given := config.get(key, {}), Mapping)}}
+    config = {**config, **{key: {**_later(key, given), **given} for key in LATER if isinstance(given := config.get(key, {}), Mapping)}}
     problems = [_stranger(key, value) for key, value in config.items() if key not in (*GROUPS, *SECTIONS, *PLAIN)]
     built: dict[str, Any] = {}
     for key, group in GROUPS.items():
@@ -229,6 +252,14 @@ def _parsed(config: Mapping[str, Any]) -> tuple[Settings, list[Problem]]:
     if plots is not None and not isinstance(plots, bool):
         problems.append(Problem("plots", plots, "true, false or null is needed (null: pictures for single runs, none in a sweep)"))
     return Settings(seed=seed, plots=plots, **built), problems  # type: ignore[arg-type]
+
+
+def _later(section: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of LATER for a section; of a group, those that the chosen entry has."""
+    values, group = LATER[section], GROUPS.get(section)
+    if group is None or given.get("name") not in group.builtin:
+        return values
+    return {key: value for key, value in values.items() if key in group.builtin[given["name"]].model_fields}
 
 
 def _entry(group: Group, values: Any, at: str) -> Spec:
@@ -350,6 +381,9 @@ RULES: dict[tuple[str, ...], Callable[[Settings], object]] = {  # what no spec s
     ("head", "model"): _classifier,
     ("head", "freeze", "hardware"): _solved,
     ("head", "task"): _learnable,
+    ("launcher", "hardware", "sweeper", "dataset", "model"): lambda whole: whole.launcher.reaches(
+        whole.hardware, whole.sweeper.name, {"dataset": whole.dataset, "model": whole.model}
+    ),
 }
 
 
@@ -366,9 +400,8 @@ def paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         spec = SECTIONS.get(section)
         if section in GROUPS and isinstance(values, Mapping) and values.get("name") in GROUPS[section].names():
             spec = GROUPS[section].spec(values["name"])
-        for key, field in spec.model_fields.items() if spec and isinstance(values, Mapping) else ():
-            extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("path") and isinstance(values.get(key), str):
+        for key in registry.paths(spec) if spec and isinstance(values, Mapping) else ():
+            if isinstance(values.get(key), str):
                 yield section, key
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from regraft import files
+from regraft import checkpoints, stopping
 from regraft.batches import GlobalBatches
 from regraft.computing import autocast
 from regraft.errors import UserError
@@ -25,7 +25,8 @@ from regraft.feeds import ROWS
 from regraft.hardware import Batch as Arithmetic
 from regraft.hardware import Choice
 from regraft.judging import Judge
-from regraft.record import CHECKPOINT, METRICS, Metrics
+from regraft.pruning import Watched
+from regraft.record import METRICS, Metrics
 from regraft.stack import Stack, StackedOptimizer, clip
 from regraft.streams import Dropout, generator
 from regraft.tally import Tally
@@ -52,6 +53,9 @@ class Member:
     seconds: float = 0.0  # that the stack trained while it was in it
     shared: int = 1  # by how many
     resumed: dict[str, Any] = field(default_factory=dict)  # the moments of its optimizer
+
+    def __post_init__(self) -> None:
+        self.watched = Watched(self.engine.folder, self.engine.settings)
 
     @property
     def seed(self) -> int:
@@ -171,12 +175,16 @@ class StackModule(pl.LightningModule):
             member.shared = max(member.shared, len(self.members))
             if self._ended(i, member, found | {"lr": lrs[i]}):
                 done.append(i)
+        done += [i for i, member in enumerate(self.members) if i not in done and member.watched.hopeless()]  # when all have reported
         left = [i for i in range(len(self.members)) if i not in done]
-        due = time.monotonic() - self._saved >= self.checkpoint_seconds
+        told = stopping.listener.told is not None
+        due = told or time.monotonic() - self._saved >= self.checkpoint_seconds
         for i in range(len(self.members)) if due else done:
             self._save(i)
         if due:
             self._saved = time.monotonic()
+        if told:
+            stopping.listener.stop("and saved after an epoch of each head")
         if not left:
             self.trainer.should_stop = True
         elif done:
@@ -234,6 +242,7 @@ class StackModule(pl.LightningModule):
             return True
         member.epoch += 1
         Metrics(engine.folder / METRICS).append(engine.phases[0].name, epoch, member.epoch * self.epoch_steps, found)
+        member.watched.report(member.epoch, found)
         for logger in member.loggers:
             logger.log_metrics({**found, "epoch": float(epoch)}, step=epoch)
         waited = member.judge.judge(epoch, found, lambda: {f"head.{name}": tensor for name, tensor in self.stack.state(i).items()})
@@ -246,10 +255,9 @@ class StackModule(pl.LightningModule):
         member = self.members[i]
         if member.error:
             return
-        mine = {"phase": 0, "over": member.ended, "epochs": member.epoch, **member.judge.plain()}
+        mine = {"phase": 0, "over": member.ended, "epochs": member.epoch, "step": 0, **member.judge.plain()}
         own = {"head": self.stack.state(i), "optimizer": self.optimizer.state_of(self.stack, i)}
-        with files.whole(member.engine.folder / CHECKPOINT) as part:
-            torch.save({"regraft": mine, "stacked": own}, part)
+        checkpoints.write(member.engine.folder, {"regraft": mine, "stacked": own})
 
 
 def train(members: Sequence[Member], feeds: dict[str, Feed], choice: Choice) -> None:
@@ -294,6 +302,7 @@ def _fit(members: Sequence[Member], feeds: dict[str, Feed], choice: Choice) -> N
     )
     torch.set_flush_denormal(True)  # the weights of a head that shrinks to nothing would otherwise make every step forty times as long
     try:
-        trainer.fit(module, DataLoader(rounds, batch_size=None))
+        with stopping.listener.later(trainer):
+            trainer.fit(module, DataLoader(rounds, batch_size=None))
     finally:
         torch.set_flush_denormal(False)

@@ -6,17 +6,18 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft import grouping, outlook, stages
 from regraft.config import Job, Plan
 from regraft.errors import Problem, UserError
 from regraft.files import digest
-from regraft.record import CHECKPOINT, ENDED, RunFolder
+from regraft.record import ENDED, JOB, RunFolder
+from regraft.settings import GROUPS
 
 if TYPE_CHECKING:
     from regraft.datasets.source import Source
-    from regraft.settings import Settings
 
 KEPT = ("halved",)  # what a run's record says that the next attempt goes by
 
@@ -30,6 +31,7 @@ class Planned:
     folder: RunFolder
     data: dict[str, Any]  # its facts
     source: Source
+    sweep: Path | None  # the sweep's folder; None: a single run
 
     @property
     def status(self) -> str | None:
@@ -41,13 +43,18 @@ class Planned:
 
     @property
     def done(self) -> bool:
-        return self.status in ENDED
+        """Whether nothing is left to do."""
+        return self._done(self.status)
 
     @property
     def left(self) -> bool:
         """Whether it is to be run: it is not done, and where it is one of a sweep's that has failed before, another try is asked for."""
-        status, job = self.status, self.job
-        return status not in ENDED and (status != "failed" or job.single or job.settings.sweep.retry)
+        status = self.status
+        return not self._done(status) and (status != "failed" or self.job.single or self.job.settings.sweep.retry)
+
+    def _done(self, status: str | None) -> bool:
+        """A run that a search has pruned is one that another sweep goes on with."""
+        return status in ENDED and (status != "pruned" or self.job.trial is not None)
 
     @property
     def name(self) -> str:
@@ -65,15 +72,16 @@ class Planned:
 
     @property
     def _left(self) -> bool:
-        return self.folder.exists and self.folder.record["run_id"] == self.run_id and (self.folder / CHECKPOINT).is_file()
+        return self.folder.exists and self.folder.record["run_id"] == self.run_id and self.folder.saved
 
 
-def plan(jobs: Sequence[Job]) -> list[Planned]:
+def plan(jobs: Sequence[Job], opened: Plan | None = None, skipped: dict[str, str] | None = None) -> list[Planned]:
     """Each job's run id and folder; reads the data and names the weights. Raises UserError with every mistake in any job.
 
-    Jobs with the same run id are one run.
+    Jobs with the same run id are one run. `opened`: the data of earlier jobs, which need not be opened again.
+    `skipped`: where sweep.skip_invalid leaves out, and notes, the points of which the net lacks a stage that a policy names.
     """
-    opened = Plan(jobs)
+    opened = opened or Plan(jobs)
     planned: dict[str, Planned] = {}
     problems: dict[Problem, None] = {}
     taken: dict[str, str] = {}
@@ -84,7 +92,8 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
             if unfit := [*s.fits(data), *(problem._replace(key=f"head.{problem.key}") for problem in s.head.unfit(data["classes"]))]:
                 raise UserError(unfit)
             run_id = s.run_id(data["fingerprint"], s.origin.identity)
-            folder = RunFolder(job.folder(run_id))
+            sweep, path = job.folders(run_id)
+            folder = RunFolder(path)
         except UserError as error:
             problems |= dict.fromkeys(error.problems)
             continue
@@ -98,33 +107,59 @@ def plan(jobs: Sequence[Job]) -> list[Planned]:
             key = "hydra.run.dir" if job.single else "hydra.sweep.dir"
             remedy = f"the folder holds another run ({held}, not {run_id}); name another folder, or remove this one"
             problems[Problem(key, str(folder.path), remedy)] = None
-        planned.setdefault(run_id, Planned(job, run_id, folder, data, source))
-    problems |= dict.fromkeys(_strangers([each.job.settings for each in planned.values() if each.left]))
+        planned.setdefault(run_id, Planned(job, run_id, folder, data, source, sweep))
+    lacking: dict[str, list[Problem]] = {}
+    try:
+        for each, problem in _strangers([each for each in planned.values() if each.job.settings.freeze.asks() and each.left]):
+            lacking.setdefault(each.run_id, []).append(problem)
+    except UserError as error:
+        problems |= dict.fromkeys(error.problems)
+    if skipped is not None and jobs[0].settings.sweep.skip_invalid and len(lacking) < len(planned):
+        skipped |= {planned.pop(run_id).name: "; ".join(map(str, found)) for run_id, found in lacking.items()}
+    else:
+        problems |= {problem: None for found in lacking.values() for problem in found}
     if problems:
         raise UserError(problems)
     return list(planned.values())
 
 
-def _strangers(runs: Sequence[Settings]) -> Iterator[Problem]:
-    """What freeze policies ask of nets that do not have it: nets are built in another process, and only where a policy names stages."""
-    asking = [s for s in runs if s.freeze.asks()]
+def _strangers(asking: Sequence[Planned]) -> Iterator[tuple[Planned, Problem]]:
+    """What freeze policies ask of nets that do not have it: nets are built in another process, and only where a policy names stages
+    (`asking`). Raises UserError where that process fails."""
     if not asking:
         return
-    try:
-        layouts = stages.ask([(s.model, s.size) for s in asking], asking[0].cache.folder())
-    except UserError as error:
-        yield from error.problems
-        return
-    for s, layout in zip(asking, layouts, strict=True):
+    layouts = stages.ask([(each.job.settings.model, each.job.settings.size) for each in asking], asking[0].job.settings.cache.folder())
+    for each, layout in zip(asking, layouts, strict=True):
+        s = each.job.settings
         if isinstance(layout, UserError):
-            yield from layout.problems
+            yield from ((each, problem) for problem in layout.problems)
             continue
         try:
             s.freeze.cuts(layout)
             if s.trainer.max_steps is None and s.trainer.max_epochs:  # how many epochs max_steps are, the worker finds out
                 s.freeze.drawn(layout, s.trainer.max_epochs)
         except UserError as error:
-            yield from error.problems
+            yield from ((each, problem) for problem in error.problems)
+
+
+def axes(planned: Sequence[Planned]) -> list[str]:
+    """The keys in which the runs of a sweep differ, a chosen group by its name."""
+    flat = [_flat(each.job.config) for each in planned]
+    keys = list(dict.fromkeys(key for each in flat for key in each))
+    differing = [key for key in keys if len({repr(each.get(key)) for each in flat}) > 1 or (len(planned) == 1 and _swept(planned[0], key))]
+    groups = {key.removesuffix(".name") for key in differing if key.endswith(".name") and key.removesuffix(".name") in GROUPS}
+    return [key for key in differing if key.endswith(".name") or key.split(".")[0] not in groups or _swept(planned[0], key)]
+
+
+def _swept(planned: Planned, key: str) -> bool:
+    return any(line.lstrip("+").partition("=")[0] == key for line in planned.job.overrides)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def groups(planned: Sequence[Planned]) -> list[list[Planned]]:
@@ -154,7 +189,9 @@ def begin(each: Planned, command: str, where: dict[str, Any], group: dict[str, A
     """Write the run folder's config and its record, so that a worker can run it. `group`: which runs are trained together with it, as
     their common id, their number and its place. Raises UserError where another process runs it."""
     each.folder.hold().release()
+    (each.folder / JOB).unlink(missing_ok=True)  # a job that still waits somewhere then finds that the run is no longer its own
     before = each.folder.record if each.status else {}
     kept = {key: before[key] for key in KEPT if key in before}
     record = {"run_id": each.run_id, "command": command, "overrides": list(each.job.overrides), **where, "times": {"launched": time.time()}}
+    record |= {"trial": each.job.trial} if each.job.trial else {}
     each.folder.begin(each.job.config, {**record, "data": each.data, "seed": each.job.settings.seed, "group": group, "error": None, **kept})

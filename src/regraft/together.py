@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +19,15 @@ from regraft.fitting import fit
 from regraft.hardware import Batch as Arithmetic
 from regraft.judging import Best, Judge
 from regraft.layout import HEAD
+from regraft.pruning import Pruned
 from regraft.stacking import Member, train
 from regraft.tasks import LOWER
 from regraft.tasks.module import frozen
 
 if TYPE_CHECKING:
-    from pytorch_lightning.loggers import Logger
-
     from regraft.engine import Engine
     from regraft.feeds import Feed
+    from regraft.loggers import Logger
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +51,50 @@ class Begun:
         self.engine.folder.update(status="failed", error=errors.facts(error))
         self.close("failed")
 
+    def prune(self, told: dict[str, Any]) -> None:
+        """Say in the record that the run was ended early, after which epoch, and what it had reached: nothing is measured on test."""
+        engine = self.engine
+        best, monitor = engine.best, engine.settings.monitor
+        self.close("success")
+        engine.folder.update(
+            status="pruned",
+            pruned=told,
+            metrics={monitor: best.value},
+            kept={"epoch": best.epoch, "monitor": monitor, "value": best.value},
+            times=self.times(0.0),
+            error=None,
+        )
+
+    def times(self, evaluate: float) -> dict[str, float]:
+        """When it began and ended, s since 1970, and what took how long, s; of a group, what it took together is shared out evenly."""
+        engine, now = self.engine, time.time()
+        seconds = {"start": self.start, "frozen": engine.supply.seconds, "train": engine.seconds, "evaluate": evaluate}
+        seconds["total"] = now - self.launched
+        if (size := (self.record.get("group") or {"size": 1})["size"]) > 1:
+            seconds["share"] = (seconds["start"] + seconds["frozen"]) / size + seconds["train"] / self.shared + evaluate
+        return {"launched": self.launched, "finished": now} | {name: round(value, 3) for name, value in seconds.items()}
+
     def close(self, status: str) -> None:
-        """Its loggers' end."""
-        for logger in self.loggers:
-            logger.finalize(status)
+        """Its loggers' end: `success`, `failed`, or `aborted` where the run goes on later. Again, it does nothing."""
+        while self.loggers:
+            self.loggers.pop().close(status)
 
     def log(self) -> None:
         """Open its loggers."""
         s, folder = self.engine.settings, self.engine.folder
         self.loggers = [each for spec in s.logger.values() if (each := spec.build(folder.path, self.record["run_id"], folder.config))]
+
+
+@contextmanager
+def tracked(runs: Sequence[Begun]) -> Iterator[None]:
+    """Loggers that are open at the end of the block hear of what has ended it."""
+    try:
+        yield
+    except BaseException as error:
+        for run in runs:
+            with suppress(Exception):  # what ended the runs is what is to be told
+                run.close("failed" if isinstance(error, Exception) else "aborted")
+        raise
 
 
 def trained(runs: Sequence[Begun], rank: int) -> Iterator[Begun]:
@@ -89,6 +125,9 @@ def trained(runs: Sequence[Begun], rank: int) -> Iterator[Begun]:
             if not several:
                 raise
             run.fail(error)
+        except Pruned as pruned:
+            if rank == 0:
+                run.prune(pruned.told)
         else:
             yield run
 
@@ -141,6 +180,9 @@ def _stacked(runs: Sequence[Begun], feeds: dict[str, Feed]) -> Iterator[Begun]:
             run.fail(member.error)
             continue
         engine.best, engine.seconds, run.shared = member.judge.best, member.seconds, member.shared
+        if member.watched.pruned:
+            run.prune(member.watched.pruned)
+            continue
         member.head.load_state_dict({name.removeprefix("head."): tensor for name, tensor in engine.best.state.items()})
         engine.chain.head = member.head.requires_grad_(False).eval()
         yield run

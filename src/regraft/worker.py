@@ -18,11 +18,11 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from regraft import files
+from regraft import files, stopping
 from regraft.errors import facts
 from regraft.record import LOG, RunFolder
 
-PATIENCE = 3  # seconds that an orphan has for its own end
+PATIENCE = 30  # seconds that an orphan has to save and end
 STOPPED = "Stopped"  # the kind of error that a worker leaves which was told to stop, and has saved
 MEMORY = "OutOfMemoryError"  # torch's, of a GPU
 
@@ -39,6 +39,7 @@ def main(folders: Sequence[RunFolder], show: bool) -> int:
         logging.basicConfig(stream=log, level=logging.INFO, format=f"%(asctime)s rank {rank} %(levelname)s %(name)s: %(message)s")
         logging.captureWarnings(True)
         try:
+            stopping.listener.listen()
             for folder in folders if rank == 0 else ():
                 locks.callback(folder.hold().release)
                 if folder is not folders[0]:
@@ -48,6 +49,7 @@ def main(folders: Sequence[RunFolder], show: bool) -> int:
 
             execute(folders, _console(log, show and rank == 0), show and rank == 0 and sys.stdout.isatty())
         except BaseException as error:
+            stopping.listener.ignore()
             log.write(traceback.format_exc())
             for folder in folders:
                 if folder.record["status"] == "running":
@@ -62,8 +64,8 @@ def forked(paths: Sequence[str], show: bool, surroundings: Mapping[str, str]) ->
     `surroundings`: its whole environment. Ends with its parent, the controller: the server, whose child it is, says nothing of that.
     """
     os.setsid()  # its own group, so that it can be ended with all that it starts
-    for number, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
-        signal.signal(number, handler)
+    for number in stopping.SIGNALS:  # until `main` listens, and can tell of them
+        signal.signal(number, signal.SIG_DFL)
     multiprocessing.set_start_method(None, force=True)  # the system's own way for its loader workers; they need no server
     atexit._clear()  # what the server's imports want done at the end is for the server's end
     os.environ.clear()
@@ -79,13 +81,15 @@ def forked(paths: Sequence[str], show: bool, surroundings: Mapping[str, str]) ->
             os.dup2(log.fileno(), 2)
     status = main(folders, show)
     atexit._run_exitfuncs()  # multiprocessing leaves them out, and a logger may have its last lines to send
+    if wait([parent.sentinel], 0):
+        os.killpg(0, signal.SIGKILL)  # nobody is left who would end what this process has started
     sys.exit(status)
 
 
 def _end_with(sentinel: int) -> None:
-    """Wait until the controller is gone, then end this process and all that it started."""
+    """Wait until the controller is gone, then have this process save, and end it and all that it started."""
     wait([sentinel])
-    os.killpg(0, signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(PATIENCE)
     os.killpg(0, signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""A worker on this machine from its start to its end: forked from a server that has loaded the frameworks, or under torchrun."""
+"""A worker on this machine from its start to its end: forked from a server that has loaded the frameworks, or started by torchrun."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -13,11 +14,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from queue import SimpleQueue
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
-from regraft import worker
+from regraft import ranks, worker
 from regraft.hardware import SHARE, cores
 from regraft.record import LOG, RunFolder
 
@@ -26,8 +30,8 @@ FOREIGN_PREFIXES = ("MASTER_", "PL_", "TORCHELASTIC_", "SLURM_")
 FORKS = sys.platform == "linux"  # elsewhere a fork is not safe once the frameworks are loaded
 PATIENCE = 30  # seconds that a worker has to save and end
 OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}  # what ends a worker that has made no mistake
-TAIL = 65536  # bytes of a log in which torchrun's last words are looked for
-SUMMARY = re.compile(rb"Root Cause.*?exitcode\s*:\s*(-?\d+)", re.DOTALL)  # torchrun's, of the rank that ended first
+SUMMARY = re.compile(rb"Root Cause.*?exitcode\s*:\s*(-\d+)", re.DOTALL)  # torchrun's last words, of a rank that a signal has ended
+NOTICE = 3  # seconds that ranks have to notice that another has failed
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,13 @@ class Share:
 
 
 class Worker:
-    """A worker at work on its runs, the leader of its own process group."""
+    """A worker at work on its runs: one process for each device, or torchrun that starts them; each leads its own process group."""
 
-    def __init__(self, folders: Sequence[RunFolder], devices: int, pid: int, join: Callable[[], int], ends: SimpleQueue[Worker]) -> None:
-        """`join` waits for its end and gives its exit status; the worker itself is then put into `ends`."""
-        self.folders, self.devices, self.pid, self.status = list(folders), devices, pid, 0
-        log = self.folders[0] / LOG
-        self._said = log.stat().st_size if log.is_file() else 0  # bytes of earlier attempts
+    def __init__(
+        self, folders: Sequence[RunFolder], devices: int, pids: Sequence[int], join: Callable[[], int], ends: SimpleQueue[Worker]
+    ) -> None:
+        """`join` waits for its end and gives its exit status, that of the rank that failed first; the worker is then put into `ends`."""
+        self.folders, self.devices, self.pids, self.status = list(folders), devices, list(pids), 0
         self._over, self._settled = threading.Event(), False
         threading.Thread(target=self._wait, args=(join, ends), daemon=True).start()
 
@@ -55,13 +59,14 @@ class Worker:
         ends.put(self)
 
     def tell(self, number: signal.Signals) -> None:
-        """A signal for all of its group, or for the worker alone where it has not come to lead one yet."""
-        try:
-            os.killpg(self.pid, number)
-        except (ProcessLookupError, PermissionError):  # the latter is a Mac's word for a group of which nobody is left
-            if not self._over.is_set():
-                with suppress(ProcessLookupError):
-                    os.kill(self.pid, number)
+        """A signal for all of its groups, or for a process alone where it has not come to lead one yet."""
+        for pid in self.pids:
+            try:
+                os.killpg(pid, number)
+            except (ProcessLookupError, PermissionError):  # the latter is a Mac's word for a group of which nobody is left
+                if not self._over.is_set():
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
 
     def stop(self) -> None:
         """End it, first kindly, and whatever it has left behind."""
@@ -80,27 +85,22 @@ class Worker:
             return False
         self._settled = True
         self.tell(signal.SIGKILL)  # whatever it has left behind
-        killer = self._killer()
+        killer = max(0, -self.status)
         for folder in self.folders:
-            error = _first_error(folder)
-            if folder.record["status"] != "running":
+            error, record = _first_error(folder), folder.record
+            there = (record.get("resolved") or {}).get("world", self.devices)
+            if record["status"] == "done" and there != self.devices:
+                told = f"{self.devices} devices were asked for, {there} took part"
+                folder.update(status="failed", error={"kind": "RuntimeError", "message": told, "problems": [], "rank": None})
+            if record["status"] != "running":
                 continue
-            outside = killer in OUTSIDE and (error is None or self.devices > 1)  # what the other ranks say is an echo
+            outside = killer in OUTSIDE and (error is None or self.devices > 1)  # what the other ranks say then is an echo
             if outside or error is None:
                 error = {"kind": "Killed", "message": self._ending(killer), "rank": None}
             if error["kind"] == worker.MEMORY and len(self.folders) == 1 and _halve(folder):
                 return True
             folder.update(status="running" if outside or error["kind"] == worker.STOPPED else "failed", error=error)
         return False
-
-    def _killer(self) -> int:
-        """The number of the signal that has ended the worker, or the first of its ranks; 0: none."""
-        if self.devices > 1 and self.status > 0:
-            with suppress(OSError), (self.folders[0] / LOG).open("rb") as log:
-                log.seek(max(self._said, log.seek(0, os.SEEK_END) - TAIL))
-                if said := SUMMARY.search(log.read()):
-                    return max(0, -int(said[1]))
-        return max(0, -self.status)
 
     def _ending(self, killer: int) -> str:
         if killer:
@@ -118,9 +118,9 @@ def start(folders: Sequence[RunFolder], devices: int, show: bool, share: Share, 
     for folder in folders:
         for stale in folder.path.glob(".error-*.json"):
             stale.unlink()
-    if FORKS and devices == 1:
+    if FORKS:
         with suppress(OSError, EOFError):  # the server died while it loaded: a worker of its own will meet the same, and tell it
-            return _forked(folders, show, share, ends)
+            return _forked(folders, devices, show, share, ends)
     return _fresh(folders, devices, show, share, ends)
 
 
@@ -174,20 +174,51 @@ def _interrupted(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _forked(folders: Sequence[RunFolder], show: bool, share: Share, ends: SimpleQueue[Worker]) -> Worker:
-    """From the warm server. Raises OSError or EOFError where there is none to be had."""
+def _forked(folders: Sequence[RunFolder], devices: int, show: bool, share: Share, ends: SimpleQueue[Worker]) -> Worker:
+    """From the warm server, a process for each device. Raises OSError or EOFError where there is none to be had."""
     warm()
-    arguments = ([str(folder.path) for folder in folders], show, environment(1, share))
-    process = multiprocessing.get_context("forkserver").Process(target=worker.forked, args=arguments)
-    with _nameless_main():
-        process.start()
-    assert process.pid is not None
+    paths, meeting, processes = [str(folder.path) for folder in folders], folders[0] / f".meeting-{secrets.token_hex(4)}", []
+    for rank in range(devices):
+        arguments = (paths, show and rank == 0, environment(devices, share) | _rank(rank, devices, meeting))
+        process = multiprocessing.get_context("forkserver").Process(target=worker.forked, args=arguments)
+        with _nameless_main():
+            process.start()
+        processes.append(process)
 
     def join() -> int:
-        process.join()
-        return process.exitcode or 0
+        try:
+            return _joined(processes)
+        finally:
+            meeting.unlink(missing_ok=True)
 
-    return Worker(folders, 1, process.pid, join, ends)
+    return Worker(folders, devices, [process.pid for process in processes if process.pid is not None], join, ends)
+
+
+def _rank(rank: int, world: int, meeting: Path) -> dict[str, str]:
+    """The environment by which a rank knows its place, as torchrun makes it; the port is found at the meeting."""
+    if world == 1:
+        return {}
+    places = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    own = {"TORCHELASTIC_RUN_ID": meeting.name, "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    return {name: str(place) for name, place in places.items()} | own | {"MASTER_ADDR": "127.0.0.1", ranks.MEETING: str(meeting)}
+
+
+def _joined(processes: Sequence[BaseProcess]) -> int:
+    """Wait for all ranks; the exit status of the first that failed, or 0. The others then have some seconds to notice, as they do when
+    they next speak to it, and are ended."""
+    left, first, signals = {process.sentinel: process for process in processes}, 0, [signal.SIGKILL, signal.SIGTERM]
+    while left:
+        for sentinel in wait(list(left), NOTICE if first and signals else None):
+            process = left.pop(cast(int, sentinel))
+            process.join()
+            first = first or process.exitcode or 0
+            break
+        else:
+            number = signals.pop()
+            for process in left.values():
+                with suppress(ProcessLookupError):
+                    os.killpg(cast(int, process.pid), number)
+    return first
 
 
 def _fresh(folders: Sequence[RunFolder], devices: int, show: bool, share: Share, ends: SimpleQueue[Worker]) -> Worker:
@@ -207,7 +238,14 @@ def _fresh(folders: Sequence[RunFolder], devices: int, show: bool, share: Share,
             preexec_fn=worker.end_with_parent,
             **quiet,
         )
-    return Worker(folders, devices, process.pid, process.wait, ends)
+        said = os.fstat(log.fileno()).st_size  # by earlier attempts
+
+    def join() -> int:
+        status = process.wait()
+        told = SUMMARY.search((folders[0] / LOG).read_bytes()[said:]) if devices > 1 and status > 0 else None
+        return int(told[1]) if told else status
+
+    return Worker(folders, devices, [process.pid], join, ends)
 
 
 def _halve(folder: RunFolder) -> bool:

@@ -5,7 +5,6 @@ All text that comes from files (class names, file names, messages) goes through 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -26,6 +25,8 @@ PHASES = 3  # that stand side by side in one table
 LISTED = 5  # skipped pictures that are named
 SPLITS = ("train", "val", "test")
 PICTURES = ("curves.png", "confusion.png", "mistakes.png")
+AGAIN = {"failed": "sweep.retry=true tries what has failed again", "interrupted": "the same command goes on with what was interrupted"}
+TROUBLE = 160  # letters of what went wrong that a sweep's table tells; all of it was said when it happened
 
 
 def stages(phases: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -51,8 +52,8 @@ def sweep(folders: Sequence[RunFolder], axes: Sequence[str]) -> RenderableType:
     runs = [Run.read(folder) for folder in folders]
     lower = any(words.metric(run.record) in LOWER for run in runs)
     choice = not axes or bool(set(axes) - {"dataset.fold", "seed"})
-    best = (min if lower else max)((run.val for run in runs if words.known(run.val)), default=None) if choice else None
-    ties = sum(run.val == best for run in runs) if best is not None else 0
+    best = (min if lower else max)((run.val for run in runs if run.measured), default=None) if choice else None
+    ties = sum(run.chosen(best) for run in runs)
     alike: dict[tuple[str, str], list[str]] = {}  # one cause is told once, however many runs it stopped
     for run in runs:
         if run.trouble:
@@ -60,6 +61,7 @@ def sweep(folders: Sequence[RunFolder], axes: Sequence[str]) -> RenderableType:
     troubles = [
         (status, f"{who[0]}{f' and {len(who) - 1} more' if len(who) > 1 else ''}: {trouble}") for (status, trouble), who in alike.items()
     ]
+    troubles += [("", AGAIN[status]) for status in AGAIN if any(run.status == status for run in runs)]
     shown = words.Fitting(_runs(runs, axes, best), words.listing([(run.status, run.line(axes, best)) for run in runs]))
     folds = _folds(runs, axes)
     return Constrain(
@@ -158,10 +160,11 @@ def _others(record: Mapping[str, Any]) -> list[str]:
 
 
 def _status(record: Mapping[str, Any]) -> str:
-    status = record.get("status", words.DASH)
-    if status == "failed":
-        return f"failed: {words.error(record)}"
-    return "running, or interrupted: there is no result yet" if status == "running" else str(status)
+    status = words.status(record)
+    if status in ("failed", "interrupted"):
+        return f"{status}: {words.error(record)}"
+    told = {"running": "running, or interrupted: there is no result yet", "pruned": "pruned: others did better; not measured on test"}
+    return told.get(status, status)
 
 
 def _frozen(record: Mapping[str, Any]) -> list[str]:
@@ -303,12 +306,21 @@ class Run:
             config, record = folder.config, folder.record
         except UserError as error:
             return cls(folder.path.name, {}, {}, "damaged", words.first(error))
-        status = words.plain(record.get("status", words.DASH), 12)
-        return cls(folder.path.name, config, record, status, words.first(words.error(record)) if status == "failed" else "")
+        status = words.status(record)
+        trouble = words.plain(words.first(words.error(record)), TROUBLE) if status in AGAIN else ""
+        return cls(folder.path.name, config, record, status, trouble)
 
     @property
     def val(self) -> Any:
         return words.at(self.record, f"metrics.val/{words.metric(self.record)}")
+
+    @property
+    def measured(self) -> bool:
+        """Whether it may be the best: it is done, and was measured on val."""
+        return self.status == "done" and words.known(self.val)
+
+    def chosen(self, best: float | None) -> bool:
+        return best is not None and self.measured and bool(self.val == best)
 
     @property
     def seconds(self) -> Any:
@@ -318,14 +330,14 @@ class Run:
 
     def line(self, axes: Sequence[str], best: float | None) -> str:
         """The run's row of the table, for narrow terminals."""
-        mark = "* " if best is not None and self.val == best else ""
+        mark = "* " if self.chosen(best) else ""
         accuracies = {split: words.accuracy(self.record, split) for split in ("val", "test")}
         figures = [f"{split} {value} ({interval})" for split, (value, interval) in accuracies.items() if value != words.DASH]
         seconds = self.seconds
         return mark + ", ".join([self.swept(axes), *figures, *([words.duration(seconds)] if words.known(seconds) else [])])
 
     def swept(self, axes: Sequence[str]) -> str:
-        return ", ".join(f"{axis}={_value(words.at(self.config, axis))}" for axis in axes) if axes and self.config else self.name
+        return ", ".join(f"{axis}={words.value(words.at(self.config, axis))}" for axis in axes) if axes and self.config else self.name
 
 
 def _runs(runs: Sequence[Run], axes: Sequence[str], best: float | None) -> Table:
@@ -339,10 +351,10 @@ def _runs(runs: Sequence[Run], axes: Sequence[str], best: float | None) -> Table
         table.add_column(name, justify="right")
     table.add_column("status")
     for run in runs:
-        chosen = best is not None and run.val == best
+        chosen = run.chosen(best)
         numbers = [text for split in ("val", "test") for text in words.accuracy(run.record, split)]
         seconds = words.figure(run.seconds, ".1f")
-        cells = ["*" if chosen else "", *(_value(words.at(run.config, axis)) for axis in axes), *numbers, seconds, run.status]
+        cells = ["*" if chosen else "", *(words.value(words.at(run.config, axis)) for axis in axes), *numbers, seconds, run.status]
         table.add_row(*map(Text, cells), style="bold" if chosen else None)
     return table
 
@@ -382,12 +394,3 @@ def _choice(best: int, choice: bool, lower: bool) -> str:
         return "No run has a figure on val, so none is marked."
     ties = f" ({best} runs tie)" if best > 1 else ""
     return f"* best on val{', where less is better' if lower else ''}{ties}. The choice was made on val, not on test."
-
-
-def _value(value: Any) -> str:
-    """A config value as one would write it; a group's section by the name of its entry."""
-    if isinstance(value, Mapping) and "name" in value:
-        value = value["name"]
-    if value is None:
-        return words.DASH
-    return words.plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 40)

@@ -5,6 +5,7 @@ All text that comes from files (class names, file names, messages) goes through 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,11 +79,33 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
+def roughly(seconds: float) -> str:
+    """`40 s`, `3 min`, `2.5 h`: no more than an estimate tells."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def status(record: Mapping[str, Any]) -> str:
+    """A record's status in one word; `interrupted` where its worker was ended from outside."""
+    told = plain(record.get("status", DASH), 12)
+    return "interrupted" if told == "running" and record.get("error") else told
+
+
 def error(record: Mapping[str, Any]) -> str:
     kind, message, rank = (at(record, f"error.{key}") for key in ("kind", "message", "rank"))
     told = str(message or "").removeprefix(f"{kind}: ")
     where = f" (rank {rank})" if rank else ""
     return f"{kind or 'no error is recorded'}{where}{f': {told}' if told else ''}"
+
+
+def value(value: Any) -> str:
+    """A config value as one would write it; a group's section by the name of its entry."""
+    if isinstance(value, Mapping) and "name" in value:
+        value = value["name"]
+    if value is None:
+        return DASH
+    return plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 40)
 
 
 def first(message: object) -> str:

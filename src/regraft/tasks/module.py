@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
@@ -150,6 +150,31 @@ class PhaseModule(pl.LightningModule):
         for measure in mine.values():
             measure.reset()
         return found
+
+    def measured(self) -> dict[str, Any]:
+        """What this rank's metrics of train hold so far in this epoch: plain numbers and tensors, in memory."""
+
+        def held(state: Any) -> Any:
+            return [each.cpu() for each in state] if isinstance(state, list) else state.cpu().clone()
+
+        return {
+            name: {"updates": measure._update_count, "states": {key: held(state) for key, state in measure.metric_state.items()}}
+            for name, measure in self.measures.items()
+            if name.startswith("train/")
+        }
+
+    def resume(self, told: Sequence[Mapping[str, Any]]) -> None:
+        """Go on with an epoch's metrics: what `measured` has told of each rank, among which these ranks share it out."""
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        for number, each in enumerate(told[rank::world]):
+            for name, kept in each.items():
+                measure = self.measures[name]
+                states = {key: move_data_to_device(state, self.device) for key, state in kept["states"].items()}
+                measure._update_count += kept["updates"]
+                if number:  # there were more ranks
+                    measure._reduce_states(states)
+                else:
+                    vars(measure).update(states)
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.chain, self._optimizer.lr * self.phase.lr, self._optimizer.weight_decay, self.phase)
