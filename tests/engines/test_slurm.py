@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -25,27 +24,10 @@ pytestmark = [
     ),
 ]
 
-ENGINE = Path(__file__).parents[2] / "scripts" / "engines" / "slurm"
 TINY = ["dataset=digits", "model=mlp", "model.weights=none", "hardware=cpu", "hardware.workers=0", "plots=false"]
 SLURM = ["launcher=slurm", "launcher.cpus_per_device=1", "launcher.time_min=60"]
 EPOCHS = 25
 LONG = [*TINY, "freeze=none", f"trainer.max_epochs={EPOCHS}", "trainer.keep=last", "trainer.checkpoint_seconds=0"]
-
-
-@pytest.fixture(scope="module")
-def slurm():
-    """A Slurm of its own; the environment of its commands: `slurm["FAKE_GPUS"]` GPUs, which are none."""
-    at = Path(tempfile.mkdtemp(prefix="sl", dir="/tmp"))  # a short path: sockets lie in it
-    try:
-        started = subprocess.run([ENGINE, "start", at], stdout=subprocess.PIPE, text=True, timeout=400, check=True)
-        with pytest.MonkeyPatch.context() as patch:
-            own = dict(re.findall(r"export (\w+)=(\S+)", started.stdout))
-            for name, value in own.items():
-                patch.setenv(name, value)
-            yield own
-    finally:
-        subprocess.run([ENGINE, "stop", at], timeout=200, check=True)
-        shutil.rmtree(at)
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from regraft.record import RunFolder
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line.partition("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+ELSEWHERE = [line for line in COMMANDS if "launcher=" in line]  # on engines of their own
 FIGURES = [line for line in COMMANDS if "seed=0,1,2,3,4" in line]
 FLOOR = {"": 0.47, "data.size=224": 0.53}  # test accuracy of one seed
 
@@ -37,10 +38,11 @@ def stranger(tmp_path_factory):
     return at
 
 
-def run(command: str, at: Path) -> str:
+def run(command: str, at: Path, *around: str) -> str:
+    """`around`: words before the command, of what it is run in."""
     words = shlex.split(command)
     program = {"regraft": [sys.executable, "-m", "regraft.cli"], "./scripts/run": [str(ROOT / "scripts" / "run")]}[words[0]]
-    done = subprocess.run([*program, *words[1:]], cwd=at, capture_output=True, text=True, timeout=580)
+    done = subprocess.run([*around, *program, *words[1:]], cwd=at, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -69,7 +71,7 @@ def test_the_first_run(stranger):
 
 
 @pytest.mark.engines
-@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("regraft") and line not in FIGURES])
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("regraft") and line not in (*FIGURES, *ELSEWHERE)])
 def test_a_command_does_what_it_says(stranger, command):
     before = len(runs(stranger))
     said = run(command, stranger)
@@ -78,11 +80,36 @@ def test_a_command_does_what_it_says(stranger, command):
     if "train -m" in command:
         points = 1
         for word in shlex.split(command):
-            points *= len(word.split(","))
+            points *= int(word.partition("=")[2]) if word.startswith("sweeper.trials=") else 1 if "(" in word else len(word.split(","))
         assert len(after) - before == points
         assert "choice was made on val" in said
-    if "head.dropout=0,0.2,0.5" in command:
+    if "head.dropout=0,0.2,0.5 optimizer.lr" in command:
         assert all(note["computed"] == 0 for folder in runs(stranger / "multirun" / "default") for note in folder.record["cache"])
+
+
+@pytest.mark.engines
+def test_slurm_and_ray_give_the_same_metrics(stranger, slurm):
+    """Ray binds whatever it likes: it has a network of its own."""
+    ray = ["unshare", "-n", "-p", "--fork", "--mount-proc", "--kill-child", "bash", "-c", 'ip link set lo up; exec "$0" "$@"']
+    found = []
+    for name, around in (("slurm", []), ("ray", ray)):
+        [command] = [line for line in ELSEWHERE if f"launcher={name}" in line]
+        run(command, stranger, *around)
+        found.append({each.record["batch"]["devices"]: each.record["metrics"] for each in runs(stranger / "multirun" / name)})
+        assert all(each.record["status"] == "done" for each in runs(stranger / "multirun" / name))
+    on_slurm, on_ray = found
+    assert sorted(on_slurm) == sorted(on_ray) == [1, 2]
+    assert all(on_slurm[devices] == pytest.approx(on_ray[devices], rel=1e-5) for devices in (1, 2))
+
+
+@pytest.mark.engines
+def test_azures_job_is_written_and_not_submitted(stranger):
+    [command] = [line for line in ELSEWHERE if "launcher=azureml" in line]
+    said = run(command, stranger)
+    [file] = (stranger / "multirun" / "azure").glob(".azureml/*/job.yaml")
+    assert str(file) in said
+    assert all(folder.record["status"] == "running" for folder in runs(stranger / "multirun" / "azure"))
+    assert len(ELSEWHERE) == 3
 
 
 @pytest.mark.engines
