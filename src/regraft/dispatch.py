@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from regraft.sweep import Planned
 
     Say = Callable[[RenderableType], None]
+
+SPARE = 256  # open files beside those of claimed runs
 
 
 def launcher(spec: LauncherSpec) -> Launcher:
@@ -47,6 +50,7 @@ def run(planned: Sequence[Planned], command: str, say: Say, show: bool = False) 
             say(f"{names[each.run_id]} is done already: {each.name}" if several else "This run is done already.")
         elif each.run_id not in left:
             say(f"{names[each.run_id]} has failed before, and is passed over (sweep.retry=true tries it again): {each.name}")
+    _open_files(SPARE + len(left))
     where = environment()
     pace = Pace(len(planned), len(left))
     launching = launcher(planned[0].job.settings.launcher)
@@ -61,6 +65,13 @@ def run(planned: Sequence[Planned], command: str, say: Say, show: bool = False) 
             manifest.note(folder, command, runs)
         launching.launch(groups, show)
     return [each.folder for each in planned if each.folder.exists]
+
+
+def _open_files(count: int) -> None:
+    """Let this process have so many: each claimed run is one, and a launcher may claim all at once."""
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= few < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count if most < 0 else min(count, most), most))
 
 
 def _handed(planned: Sequence[Planned], launching: Launcher) -> list[list[Planned]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import resource
 import shlex
 import signal
 import subprocess
@@ -56,7 +55,6 @@ class Launcher:
         self.spec = spec
 
     def launch(self, groups: Sequence[Group], show: bool) -> None:
-        _open_files(256 + sum(len(group.folders) for group in groups))
         unsent: list[Group] = []
         running: dict[str, Group] = {}
         with heeded():
@@ -202,13 +200,6 @@ class Task:
         while not (mine := [folder for folder in folders if folder.job == {"launcher": "slurm", "id": job}]) and time.monotonic() < end:
             time.sleep(1)
         return [folder for folder in mine if folder.record["status"] == "running"]
-
-
-def _open_files(count: int) -> None:
-    """Let this process have so many: each claimed run is one, and all are claimed at once."""
-    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= few < count:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count if most < 0 else min(count, most), most))
 
 
 def _told(folder: RunFolder) -> bool:
