@@ -557,7 +557,7 @@ def test_runs_that_do_worse_are_ended_early(real, freeze):
     result = go(found)
     assert max(real) == (6 if freeze == "backbone" else 1)
     states = {folder.config["optimizer"]["lr"]: folder.record["status"] for folder in result.folders}
-    assert states[0.01] == "done"
+    assert "done" in (states[0.01], states[0.02])
     assert sorted(states.values()).count("pruned") >= 2
     for trial, folder in zip(trials(found.at), result.folders, strict=True):
         record, epochs = folder.record, {int(row["epoch"]) for row in Metrics(folder / "metrics.csv").rows()}

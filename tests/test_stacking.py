@@ -133,7 +133,7 @@ def test_a_stack_that_would_not_fit_is_trained_in_parts(swept, monkeypatch):
     whole = swept(words, "whole")
     sizes, stack = [], stacking.Stack
     monkeypatch.setattr(stacking, "Stack", lambda heads: sizes.append(len(heads)) or stack(heads))
-    monkeypatch.setattr(stacking, "memory", lambda: 3e6)
+    monkeypatch.setattr(stacking, "memory", lambda device: 3e6)
     for one, other in zip(swept(words, "parts"), whole, strict=True):
         same_run(one, other)
     assert len(sizes) > 1

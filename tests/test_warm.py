@@ -71,7 +71,9 @@ def stage(monkeypatch):
     monkeypatch.setattr(
         workers,
         "worker",
-        SimpleNamespace(forked=acting, end_with_parent=worker.end_with_parent, STOPPED=worker.STOPPED, MEMORY=worker.MEMORY),
+        SimpleNamespace(
+            forked=acting, end_with_parent=worker.end_with_parent, STOPPED=worker.STOPPED, MEMORY=worker.MEMORY, TOLD=worker.TOLD
+        ),
     )
 
 
@@ -197,7 +199,7 @@ with open("begun", "a") as file:  # no guard: whoever imports this program runs 
     file.write("once\\n")
 multiprocessing.get_context("forkserver").set_forkserver_preload(["regraft.worker"])  # not the frameworks, for speed
 forkserver.ensure_running()
-workers.worker = SimpleNamespace(forked=test_warm.acting, end_with_parent=None, STOPPED="Stopped", MEMORY="")
+workers.worker = SimpleNamespace(forked=test_warm.acting, end_with_parent=None, STOPPED="Stopped", MEMORY="", TOLD=75)
 workers.PATIENCE = 2
 workers.run([RunFolder("run")], 1)
 """

@@ -78,8 +78,8 @@ def _train(options: argparse.Namespace) -> int:
     command = shlex.join(["regraft", "train", *(["-m"] if options.multirun else []), *options.overrides])
     single = jobs[0].single
     folders = dispatch.run(planned, command, lambda what: console.print(what, markup=False, soft_wrap=isinstance(what, str)), show=single)
-    records = [folder.record for folder in folders]  # one that is `running` without an error was handed on, and nobody waits for it here
-    failed = [each for each in records if each["status"] not in ENDED and (each["status"] == "failed" or each["error"])]
+    records = [folder.record for folder in folders if not folder.waits]
+    failed = [each for each in records if each["status"] not in ENDED]
     if single and not failed:
         console.print(tables.result(folders[0]))
     elif not single:

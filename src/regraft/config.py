@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from regraft.augment import filled
 from regraft.errors import Problem, UserError, shown
 from regraft.mistakes import TOP, hint, keys, knows, own_files, refused, unavailable, unresolved, with_file
-from regraft.settings import FILES_GROUPS, GROUPS, MISSING, Settings, checked, paths
+from regraft.settings import FILES_GROUPS, GROUPS, MISSING, UNDECIDING, Settings, checked, paths
 
 if TYPE_CHECKING:
     from regraft.datasets.source import Source
@@ -110,6 +110,10 @@ class Composer:
         if several and not multirun:
             key, _, values = _line(several[0]).partition("=")
             problems[Problem(key, values, f"several values make a sweep: regraft train -m {shlex.join(overrides)}")] = None
+        for override in several if multirun else ():
+            if override.key_or_group.split(".")[0] in UNDECIDING:
+                key, _, values = _line(override).partition("=")
+                problems[Problem(key, values, "it decides no result, and so makes no runs of its own; give one value")] = None
         jobs, told, self.skipped = [], dict(problems), {}
         for number, point in enumerate(points(given)):
             try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from regraft import manifest, sweep
+from regraft import manifest, sweep, worker
 from regraft.errors import Problem, UserError
 from regraft.launchers import LauncherSpec, azureml, local, ray, slurm
 from regraft.record import RunFolder, environment
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Say = Callable[[RenderableType], None]
 
 SPARE = 256  # open files beside those of claimed runs
+ORPHANED = worker.PATIENCE + 10  # seconds that a worker may outlive a controller that was killed: it ends its step, and saves
 
 
 def launcher(spec: LauncherSpec) -> Launcher:
@@ -37,8 +38,8 @@ def launcher(spec: LauncherSpec) -> Launcher:
 
 
 def run(planned: Sequence[Planned], command: str, say: Say, show: bool = False) -> list[RunFolder]:
-    """Run all that is left to do. Afterwards each of these folders' records says `done`, `failed`, or `running` where its worker was ended
-    from outside.
+    """Run all that is left to do. Afterwards each of these folders' records says `done`, `pruned`, `failed`, or `running` where its worker
+    was ended from outside.
 
     `show`: the worker of a single run talks to this terminal.
     """
@@ -65,6 +66,18 @@ def run(planned: Sequence[Planned], command: str, say: Say, show: bool = False) 
             manifest.note(folder, command, runs)
         launching.launch(groups, show)
     return [each.folder for each in planned if each.folder.exists]
+
+
+def _freed(folder: RunFolder) -> None:
+    """Wait for a worker that has outlived its controller. Raises UserError where it does not end."""
+    end = time.monotonic() + ORPHANED
+    while True:
+        try:
+            return folder.hold().release()
+        except UserError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
 
 
 def _open_files(count: int) -> None:
@@ -130,7 +143,8 @@ class Group:
         self._claims.close()
         self._pace.ended(len(records))
         for each, record in zip(self.runs, records, strict=True):
-            self._tell(each, _outcome(record) + (f" ({self._pace})" if each is self.runs[-1] and not _waits(record) else ""))
+            pace = f" ({self._pace})" if each is self.runs[-1] and not each.folder.waits else ""
+            self._tell(each, ("is handed on" if each.folder.waits else _outcome(record)) + pace)
         return not (self._stops and any(record["status"] == "failed" for record in records))
 
     def _claim(self, each: Planned) -> bool:
@@ -140,7 +154,7 @@ class Group:
             self._claims.callback(held.release)
             if self._handed:
                 return True
-            each.folder.hold().release()  # a worker may outlive its controller by some seconds
+            _freed(each.folder)
         except UserError:
             if not self._names[each.run_id]:
                 raise
@@ -180,17 +194,10 @@ def succeeded(folder: RunFolder) -> None:
         raise UserError(Problem(str(folder.path), record["status"], f"{error['message']} (more in log.txt)"))
 
 
-def _waits(record: dict[str, Any]) -> bool:
-    """Whether the run was handed on, and nobody waits for it here."""
-    return record["status"] == "running" and not record["error"]
-
-
 def _outcome(record: dict[str, Any]) -> str:
     if record["status"] == "failed":
         kind = "" if record["error"]["kind"] == "UserError" else f"{record['error']['kind']}: "
         return f"failed: {kind}{record['error']['message']}"
-    if _waits(record):
-        return "is handed on"
     if record["status"] == "running":
         return f"was interrupted, and goes on when the command is given again: {(record['error'] or {}).get('message')}"
     metrics, times = record["metrics"], record["times"]

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from regraft.settings import Settings
     from regraft.tasks.module import PhaseModule
 
-AHEAD = 2  # steps after which several ranks save: each hears of it in time, since the gradients keep them within a step of each other
+# steps after which several ranks save: each hears of it in time, since the gradients keep them within a step of each other; a GPU's host
+# may have queued more of them
+AHEAD, AHEAD_GPU = 2, 64
 SHARE = 20  # within an epoch, so many times as long as a checkpoint takes is trained before the next
 
 
@@ -46,7 +48,7 @@ class Epochs(Checkpoint):
         self._over = False
         self._within = 0  # steps of the epoch, where a checkpoint is made within it
         self._begun: Sequence[Any] = ()  # what each rank had measured of the epoch within which the run goes on
-        self._bar = bar
+        self._bar, self._ahead = bar, AHEAD if settings.hardware.accelerator() == "cpu" else AHEAD_GPU
 
     def resume(self, told: Mapping[str, Any]) -> None:
         """Go on where a checkpoint's "regraft" says."""
@@ -105,7 +107,7 @@ class Epochs(Checkpoint):
         here, told = ranks.here(), stopping.listener.told is not None
         passed = time.monotonic() - self._saved
         due = here.rank == 0 and 0 < self.spec.checkpoint_seconds <= passed and passed >= SHARE * self._took
-        mine = [self._step + (AHEAD if here.world > 1 else 0), told] if told or due else None
+        mine = [self._step + (self._ahead if here.world > 1 else 0), told] if told or due else None
         at, told = here.first(f"checkpoint {self.number} {self._saves}", mine) or (0, False)
         return at, told
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from regraft.locks import Lock
 from regraft.record import RunFolder
 from regraft.sweepers import Optuna
+from regraft.tasks import LOWER
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -50,6 +51,12 @@ class Watched:
         self._last = {"epoch": epochs - 1, "monitor": self._s.monitor, "value": value}
         if epochs not in trial.storage.get_trial(trial._trial_id).intermediate_values:
             trial.report(value, epochs)
+
+    @property
+    def standing(self) -> float:
+        """The lower, the better it stands by what it has reported last."""
+        value = self._last.get("value", math.inf)
+        return value if self._s.monitor.partition("/")[2] in LOWER else -value if self._last else math.inf
 
     def hopeless(self) -> bool:
         """Whether the run is not worth going on with, by what others have reported."""

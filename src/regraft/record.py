@@ -38,7 +38,7 @@ TAIL = 16 << 10  # bytes at the end of metrics.csv that hold its last epoch
 
 
 class RunFolder:
-    """One run's folder. `record.json` says `running`, `done` or `failed`; a `running` one that nobody holds was interrupted."""
+    """One run's folder. `record.json` says `running`, `done`, `pruned` or `failed`; a `running` one that nobody holds was interrupted."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
@@ -68,6 +68,12 @@ class RunFolder:
             if all(isinstance(job.get(key), str) for key in ("launcher", "id")):
                 return job
         return None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the run was handed on to somewhere, and nobody waits for it here."""
+        record = self.record
+        return record["status"] == "running" and not record["error"] and self.job is not None
 
     @property
     def config(self) -> dict[str, Any]:

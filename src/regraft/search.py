@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import shlex
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +22,7 @@ from regraft.config import Composer, Plan
 from regraft.errors import Problem, UserError, shown
 from regraft.files import digest
 from regraft.locks import Lock
-from regraft.record import JOB, RunFolder
+from regraft.record import RunFolder
 from regraft.report import words
 from regraft.settings import GROUPS, UNDECIDING
 from regraft.spaces import Point, Space
@@ -45,7 +44,6 @@ FAILURES = (5, 20)  # trials in a row that may fail (at least as many as a round
 MISSES = 100  # points in a row that a sampler may ask for and that can't be
 INTERRUPTIONS = 2  # of one trial under one command
 SHOWN = 12  # combinations of groups' entries that are shown
-PATIENCE = 40  # seconds that a worker may outlive the controller that was killed
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ class Search:
                 load_if_exists=True,
             )
             asks, before = self.asks(), study.user_attrs.get("asks")
-        except (OSError, ValueError, KeyError, AssertionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
             raise UserError(Problem(str(path), None, f"can't be read ({error}); remove it, or name another sweep.name")) from None
         if before is None:
             study.set_user_attr("asks", asks)
@@ -143,7 +141,6 @@ class Search:
                 say(f"trials {_span(numbers)}: {good} of {self.spec.trials} have ended")
                 planned = self._planned(study, trials)
                 jobs = {each.run_id: each for each in planned.values()}
-                _freed(list(jobs.values()))
                 dispatch.run(list(jobs.values()), command, say)
                 for trial in trials:
                     if not self._tell(study, trial, planned[trial.number]):
@@ -279,11 +276,10 @@ class Search:
         return True
 
     def _hopeless(self, study: Study) -> str:
-        """Why it is of no use to go on: trial after trial has failed; empty: it is."""
-        failed = {trial.number for trial in _failed(study)}
-        ran = [trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and "folder" in trial.user_attrs]
+        """Why it is of no use to go on: trial after trial has failed, of whatever runs; empty: it is."""
+        ran = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and "folder" in trial.user_attrs]
         row = max(self.spec.together, FAILURES[bool(_good(study))])
-        if len(ran) < row or not failed.issuperset(ran[-row:]):
+        if len(ran) < row or any(trial.state.name != "FAIL" for trial in ran[-row:]):
             return ""
         return f"stopped, since {row} in a row failed; once that is mended, sweep.retry=true tries them again"
 
@@ -355,15 +351,3 @@ def _span(numbers: Sequence[int]) -> str:
 
 def _told(before: dict[str, Any], key: str) -> str:
     return f"{key}={shown(before[key])}" if key in before else f"no {key}"
-
-
-def _freed(runs: Sequence[Planned]) -> None:
-    """Wait for workers that outlive a controller which was killed: they end by themselves, and what they have saved is gone on with."""
-    end = time.monotonic() + PATIENCE
-    for each in runs:
-        while each.left and each.folder.exists and not (each.folder / JOB).is_file() and time.monotonic() < end:
-            try:
-                each.folder.hold().release()
-                break
-            except UserError:
-                time.sleep(0.1)

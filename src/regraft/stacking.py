@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from regraft import checkpoints, stopping
 from regraft.batches import GlobalBatches
-from regraft.computing import autocast
+from regraft.computing import autocast, device_of
 from regraft.errors import UserError
 from regraft.feeds import ROWS
 from regraft.hardware import Batch as Arithmetic
@@ -64,7 +64,12 @@ class Member:
     @property
     def ended(self) -> bool:
         """Whether it has nothing left to train."""
-        return self.error is not None or self.epoch >= self.engine.epochs
+        return self.error is not None or self.over or self.watched.pruned is not None
+
+    @property
+    def over(self) -> bool:
+        """Whether it has made all of its epochs."""
+        return self.epoch >= self.engine.epochs
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Go on where an interrupted stack has left this head; any other checkpoint, and none, is the begin. Raises UserError for a
@@ -77,6 +82,7 @@ class Member:
             self.head.load_state_dict(own["head"])
             self.resumed = own["optimizer"]
             self.judge.resume(mine)
+            self.watched.pruned = mine.get("pruned") if self.watched.active else None
         Metrics(self.engine.folder / METRICS).start(self.epoch)
 
 
@@ -175,7 +181,9 @@ class StackModule(pl.LightningModule):
             member.shared = max(member.shared, len(self.members))
             if self._ended(i, member, found | {"lr": lrs[i]}):
                 done.append(i)
-        done += [i for i, member in enumerate(self.members) if i not in done and member.watched.hopeless()]  # when all have reported
+        # when all have reported, the best first: Optuna compares each with those that were asked about before
+        by = sorted((i for i in range(len(self.members)) if i not in done), key=lambda i: self.members[i].watched.standing)
+        done += [i for i in by if self.members[i].watched.hopeless()]
         left = [i for i in range(len(self.members)) if i not in done]
         told = stopping.listener.told is not None
         due = told or time.monotonic() - self._saved >= self.checkpoint_seconds
@@ -255,7 +263,8 @@ class StackModule(pl.LightningModule):
         member = self.members[i]
         if member.error:
             return
-        mine = {"phase": 0, "over": member.ended, "epochs": member.epoch, "step": 0, **member.judge.plain()}
+        mine = {"phase": 0, "over": member.over, "epochs": member.epoch, "step": 0, "pruned": member.watched.pruned}
+        mine |= member.judge.plain()
         own = {"head": self.stack.state(i), "optimizer": self.optimizer.state_of(self.stack, i)}
         checkpoints.write(member.engine.folder, {"regraft": mine, "stacked": own})
 
@@ -266,7 +275,7 @@ def train(members: Sequence[Member], feeds: dict[str, Feed], choice: Choice) -> 
     So many at once as a part of the memory holds.
     """
     left = [member for member in members if not member.ended]
-    most = max(1, int(memory() / weight(left[0]))) if left else 1
+    most = max(1, int(memory(device_of(left[0].engine.settings.hardware)) / weight(left[0]))) if left else 1
     for start in range(0, len(left), most):
         _fit(left[start : start + most], feeds, choice)
 
@@ -278,8 +287,10 @@ def weight(member: Member) -> int:
     return 4 * (numbers + rows * (3 * engine.chain.features + 4 * len(engine.source.classes)))
 
 
-def memory() -> float:
-    """Bytes that a stack may take: a quarter of what the machine has."""
+def memory(device: torch.device) -> float:
+    """Bytes that a stack may take: a quarter of what the machine has, or half of what a GPU has free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 4
 
 

@@ -25,11 +25,12 @@ from regraft.record import LOG, RunFolder
 PATIENCE = 30  # seconds that an orphan has to save and end
 STOPPED = "Stopped"  # the kind of error that a worker leaves which was told to stop, and has saved
 MEMORY = "OutOfMemoryError"  # torch's, of a GPU
+TOLD = 75  # the exit status of a worker that was told to stop
 
 
 def main(folders: Sequence[RunFolder], show: bool) -> int:
-    """Exit status 0: the runs have ended, each as its record says. Else 1, and beside the record of each that has not lies the
-    rank's error for the parent to read.
+    """Exit status 0: the runs have ended, each as its record says. Else 1, or TOLD, and beside the record of each that has not lies
+    the rank's error for the parent to read.
 
     A group writes one log, the first folder's; the others' name it. `show`: talk to the terminal too.
     """
@@ -54,7 +55,7 @@ def main(folders: Sequence[RunFolder], show: bool) -> int:
             for folder in folders:
                 if folder.record["status"] == "running":
                     _leave(folder, rank, error)
-            return 1
+            return TOLD if isinstance(error, stopping.Stopped) else 1
     return 0
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ PATIENCE = 30  # seconds that a worker has to save and end
 OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}  # what ends a worker that has made no mistake
 SUMMARY = re.compile(rb"Root Cause.*?exitcode\s*:\s*(-\d+)", re.DOTALL)  # torchrun's last words, of a rank that a signal has ended
 NOTICE = 3  # seconds that ranks have to notice that another has failed
+LOST = 255  # multiprocessing's word for the exit status of a process whose server is gone
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,19 @@ class Worker:
     ) -> None:
         """`join` waits for its end and gives its exit status, that of the rank that failed first; the worker is then put into `ends`."""
         self.folders, self.devices, self.pids, self.status = list(folders), devices, list(pids), 0
-        self._over, self._settled = threading.Event(), False
+        self._over, self._settled, self._told = threading.Event(), False, False
         threading.Thread(target=self._wait, args=(join, ends), daemon=True).start()
 
     def _wait(self, join: Callable[[], int], ends: SimpleQueue[Worker]) -> None:
-        self.status = join()
-        self._over.set()
-        ends.put(self)
+        try:
+            self.status = join()
+        finally:
+            self._over.set()
+            ends.put(self)
 
     def tell(self, number: signal.Signals) -> None:
         """A signal for all of its groups, or for a process alone where it has not come to lead one yet."""
+        self._told = True
         for pid in self.pids:
             try:
                 os.killpg(pid, number)
@@ -69,10 +74,12 @@ class Worker:
                         os.kill(pid, number)
 
     def stop(self) -> None:
-        """End it, first kindly, and whatever it has left behind."""
+        """End it, first kindly, and whatever it has left behind. One that was told already is only waited for: a second word would keep
+        it from saving."""
         try:
             if not self._over.is_set():
-                self.tell(signal.SIGTERM)
+                if not self._told:
+                    self.tell(signal.SIGTERM)
                 self._over.wait(PATIENCE)
         finally:  # also where the user won't wait
             self.tell(signal.SIGKILL)
@@ -94,15 +101,17 @@ class Worker:
                 folder.update(status="failed", error={"kind": "RuntimeError", "message": told, "problems": [], "rank": None})
             if record["status"] != "running":
                 continue
-            outside = killer in OUTSIDE and (error is None or self.devices > 1)  # what the other ranks say then is an echo
+            outside = self.status == LOST or (killer in OUTSIDE and (error is None or self.devices > 1))  # what other ranks say is an echo
             if outside or error is None:
                 error = {"kind": "Killed", "message": self._ending(killer), "rank": None}
-            if error["kind"] == worker.MEMORY and len(self.folders) == 1 and _halve(folder):
+            if error["kind"] == worker.MEMORY and len(self.folders) == 1 and _halve(folder, error):
                 return True
             folder.update(status="running" if outside or error["kind"] == worker.STOPPED else "failed", error=error)
         return False
 
     def _ending(self, killer: int) -> str:
+        if self.status == LOST:
+            return "the server of the workers has gone, and the worker with it"
         if killer:
             with suppress(ValueError):
                 name = signal.Signals(killer).name
@@ -187,7 +196,8 @@ def _forked(folders: Sequence[RunFolder], devices: int, show: bool, share: Share
 
     def join() -> int:
         try:
-            return _joined(processes)
+            status = _joined(processes)
+            return _outlived(processes) if status == LOST else status
         finally:
             meeting.unlink(missing_ok=True)
 
@@ -208,7 +218,8 @@ def _joined(processes: Sequence[BaseProcess]) -> int:
     they next speak to it, and are ended."""
     left, first, signals = {process.sentinel: process for process in processes}, 0, [signal.SIGKILL, signal.SIGTERM]
     while left:
-        for sentinel in wait(list(left), NOTICE if first and signals else None):
+        patience = {0: None, worker.TOLD: PATIENCE}.get(first, NOTICE)  # one that was told to stop has saved; the others follow
+        for sentinel in wait(list(left), patience if signals else None):
             process = left.pop(cast(int, sentinel))
             process.join()
             first = first or process.exitcode or 0
@@ -248,14 +259,30 @@ def _fresh(folders: Sequence[RunFolder], devices: int, show: bool, share: Share,
     return Worker(folders, devices, [process.pid], join, ends)
 
 
-def _halve(folder: RunFolder) -> bool:
+def _halve(folder: RunFolder, error: dict[str, Any]) -> bool:
     """Have the run go on with micro-batches of half the size, accumulated over twice as many: the global batch, and so the result, stays.
     Whether there was something to halve."""
     record = folder.record
     if (record.get("batch") or {}).get("micro", 1) < 2:
         return False
-    folder.update(halved=record.get("halved", 0) + 1)
+    folder.update(halved=record.get("halved", 0) + 1, error=error)  # until it has gone on to its end
     return True
+
+
+def _outlived(processes: Sequence[BaseProcess]) -> int:
+    """Their server is gone, which they hear of, and so save and end: wait for that, unseen by multiprocessing."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end and any(_runs(cast(int, process.pid)) for process in processes):
+        time.sleep(0.1)
+    return LOST
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process has not ended; one that nobody has waited for has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @contextmanager
