@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from regraft import __version__
-from regraft.errors import Problem, UserError, nearest
+from regraft.errors import Problem, UserError, nearest, said
 
 ABOUT = """\
 Adapt trained networks to your own data: graft a head on a backbone, decide what stays frozen, sweep and compare.
@@ -87,9 +87,8 @@ def _train(options: argparse.Namespace) -> int:
         console.print(f"runs: {_shown(Path(os.path.commonpath([folder.path for folder in folders])))}", markup=False, soft_wrap=True)
     else:
         error = folders[0].record["error"]
-        kind = "" if error["kind"] == "UserError" else f"{error['kind']}: "
         what, again = ("failed", "tries again") if folders[0].record["status"] == "failed" else ("was interrupted", "goes on with it")
-        print(f"regraft: the run {what}: {kind}{error['message']}", file=sys.stderr)
+        print(f"regraft: the run {what}: {said(error)}", file=sys.stderr)
         print(f"  more in {_shown(folders[0].path)}/log.txt; the same command {again}", file=sys.stderr)
     return 1 if failed else 0
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from regraft import manifest, sweep, worker
-from regraft.errors import Problem, UserError
+from regraft.errors import Problem, UserError, said
 from regraft.launchers import LauncherSpec, azureml, local, ray, slurm
 from regraft.record import RunFolder, environment
 from regraft.report import words
@@ -143,8 +143,10 @@ class Group:
         self._claims.close()
         self._pace.ended(len(records))
         for each, record in zip(self.runs, records, strict=True):
-            pace = f" ({self._pace})" if each is self.runs[-1] and not each.folder.waits else ""
-            self._tell(each, ("is handed on" if each.folder.waits else _outcome(record)) + pace)
+            if each.folder.waits:
+                self._tell(each, "is handed on")
+            else:
+                self._tell(each, _outcome(record) + (f" ({self._pace})" if each is self.runs[-1] else ""))
         return not (self._stops and any(record["status"] == "failed" for record in records))
 
     def _claim(self, each: Planned) -> bool:
@@ -196,8 +198,7 @@ def succeeded(folder: RunFolder) -> None:
 
 def _outcome(record: dict[str, Any]) -> str:
     if record["status"] == "failed":
-        kind = "" if record["error"]["kind"] == "UserError" else f"{record['error']['kind']}: "
-        return f"failed: {kind}{record['error']['message']}"
+        return f"failed: {said(record['error'])}"
     if record["status"] == "running":
         return f"was interrupted, and goes on when the command is given again: {(record['error'] or {}).get('message')}"
     metrics, times = record["metrics"], record["times"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -48,6 +48,22 @@ def facts(error: BaseException, rank: int = 0) -> dict[str, Any]:
     problems = error.problems if isinstance(error, UserError) else []
     message = "\n".join(map(str, problems)) if problems else str(error)
     return {"kind": type(error).__name__, "message": message, "problems": [list(map(str, each)) for each in problems], "rank": rank}
+
+
+def killed(message: str) -> dict[str, Any]:
+    """What a record says where a run's worker was ended from outside: it made no mistake, and the same command goes on with it."""
+    return {"kind": "Killed", "message": message, "rank": None}
+
+
+def said(told: Mapping[str, Any]) -> str:
+    """A record's error as it is told: its message, and before it the kind of what is no user's mistake."""
+    kind = "" if told["kind"] == "UserError" else f"{told['kind']}: "
+    return f"{kind}{told['message']}"
+
+
+def brief(error: BaseException) -> str:
+    """The first line of what a library says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
 
 
 def _starved(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 from regraft import manifest
 from regraft.errors import Problem, UserError
-from regraft.record import METRICS, RECORD, Metrics, RunFolder
+from regraft.record import DRY, METRICS, RECORD, Metrics, RunFolder
 from regraft.report import words
 from regraft.tasks import LOWER
 
@@ -174,7 +174,7 @@ class Reader:
         folder = run.folder
         if any(_held(folder / name) for name in (".worker", ".controller")):
             run = replace(run, status="running", trouble="", seconds=max(0.0, time.time() - run.launched) if run.launched else None)
-        elif run.status == "running" and (job := RunFolder(folder).job) and job["id"] != "dry_run":
+        elif run.status == "running" and (job := RunFolder(folder).job) and job["id"] != DRY:
             run = replace(run, status="handed", trouble=f"handed to {words.plain(job['launcher'], 40)} as {words.plain(job['id'], 40)}")
         else:
             run = replace(run, status="interrupted", trouble=run.trouble or "its process is gone")

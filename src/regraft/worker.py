@@ -23,7 +23,7 @@ from regraft.errors import facts
 from regraft.record import LOG, RunFolder
 
 PATIENCE = 30  # seconds that an orphan has to save and end
-STOPPED = "Stopped"  # the kind of error that a worker leaves which was told to stop, and has saved
+STOPPED = stopping.Stopped.__name__  # the kind of error that a worker leaves which was told to stop, and has saved
 MEMORY = "OutOfMemoryError"  # torch's, of a GPU
 TOLD = 75  # the exit status of a worker that was told to stop
 

@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 import yaml
 
 from regraft import files, launchers
-from regraft.errors import Problem, UserError
+from regraft.errors import Problem, UserError, brief, killed
 from regraft.launchers import node
 from regraft.launchers.launcher import Group
-from regraft.record import JOB
+from regraft.record import DRY, JOB
+from regraft.report import words
 from regraft.settings import GROUPS, Settings, settings
 
 FOLDER = ".azureml"  # in the sweep's folder: job files, and what they carry
-DRY = "dry_run"  # in place of a job's id
 OVER = ("Failed", "Canceled")  # states after which the runs are to be handed on once more
 RUNS = ("lite", "mlflow")  # extras that a run may need
 WHERE = {  # key -> the variable that Azure ML's own machines have
@@ -78,7 +78,7 @@ class Launcher:
             for group in begun:
                 for folder in group.folders:
                     if not folder.job:
-                        folder.update(error={"kind": "Killed", "message": "it was not handed on to Azure ML", "rank": None})
+                        folder.update(error=killed("it was not handed on to Azure ML"))
                 group.ended()
 
     def busy(self, jobs: Collection[str]) -> set[str]:
@@ -101,7 +101,7 @@ class Launcher:
         try:
             credential.get_token("https://management.azure.com/.default")
         except ClientAuthenticationError as error:
-            remedy = f"nobody is logged in to Azure ({_words(error)}); az login, or launcher.dry_run=true writes the job files"
+            remedy = f"nobody is logged in to Azure ({brief(error)}); az login, or launcher.dry_run=true writes the job files"
             raise UserError(Problem("launcher", "azureml", remedy)) from None
         where = {key: getattr(self.spec, key) or os.environ.get(variable) for key, variable in WHERE.items()}
         missing = [key for key, value in where.items() if not value]
@@ -129,7 +129,7 @@ class Launcher:
             sent = client.jobs.create_or_update(job) if client else None
         for folder in folders:
             files.write_json(folder / JOB, {"launcher": "azureml", "id": sent.name if sent else DRY})
-        count = f"{len(folders)} run{'s' if len(folders) > 1 else ''} on {shape}"
+        count = f"{words.count(len(folders), 'run')} on {shape}"
         if sent:
             print(f"{count}: job {sent.name}, {sent.studio_url}\n{_fetching(sent.name, below)}")
         else:
@@ -206,12 +206,7 @@ def _heard() -> Iterator[None]:
     try:
         yield
     except (AzureError, ValidationException, ValidationError) as error:
-        remedy = f"Azure ML says: {_words(error)}; launcher.dry_run=true writes the job files"
+        remedy = f"Azure ML says: {brief(error)}; launcher.dry_run=true writes the job files"
         raise UserError(Problem("launcher", "azureml", remedy)) from None
     finally:
         log.setLevel(before)
-
-
-def _words(error: BaseException) -> str:
-    """The first line of what Azure says."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")

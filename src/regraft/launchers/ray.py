@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from regraft import launchers
-from regraft.errors import Problem, UserError, facts
+from regraft.errors import Problem, UserError, brief, facts, killed
 from regraft.hardware import cores, visible_gpus
 from regraft.launchers.launcher import Group
 from regraft.launchers.node import here
@@ -58,7 +58,7 @@ class Launcher:
             else:
                 ray.init(self.spec.address, **quiet)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            remedy = f"Ray says: {_words(error)}; null is a cluster of its own on this machine"
+            remedy = f"Ray says: {brief(error)}; null is a cluster of its own on this machine"
             raise UserError(Problem("launcher.address", self.spec.address or "null", remedy)) from None
         return ray
 
@@ -142,14 +142,14 @@ def _settle(ray: Any, task: Any, folders: Sequence[RunFolder]) -> None:
         ray.get(task, timeout=0)
         return
     except ray.exceptions.TaskCancelledError:
-        error, status = {"kind": "Killed", "message": "the task was cancelled", "rank": None}, "running"
+        error, status = killed("the task was cancelled"), "running"
     except ray.exceptions.RayTaskError as raised:
         error, status = facts(raised.cause or raised), "failed"
     except ray.exceptions.RayError as raised:
         if isinstance(raised, ray.exceptions.GetTimeoutError):  # it does not end by itself
             with suppress(ray.exceptions.RayError):
                 ray.cancel(task, force=True)
-        error, status = {"kind": "Killed", "message": f"the worker was lost: {_words(raised)}", "rank": None}, "running"
+        error, status = killed(f"the worker was lost: {brief(raised)}"), "running"
     for folder in folders:
         _tell(folder, status, error)
 
@@ -170,8 +170,3 @@ def _tell(folder: RunFolder, status: str, error: Mapping[str, Any]) -> None:
         finally:
             held.release()
         return
-
-
-def _words(error: BaseException) -> str:
-    """The first line of what Ray says."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")

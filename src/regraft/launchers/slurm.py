@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft import files, launchers
-from regraft.errors import Problem, UserError
+from regraft.errors import Problem, UserError, killed
 from regraft.launchers.launcher import Group
 from regraft.launchers.workers import Share, heeded, run
 from regraft.record import JOB, RunFolder, environment
@@ -224,7 +224,7 @@ def _tell(folder: RunFolder, what: str) -> None:
     """Add to the record of a run that has not ended what has kept it from that."""
     record = folder.record
     if record["status"] == "running":
-        before = record.get("error") or {"kind": "Killed", "rank": None, "message": ""}
+        before = record.get("error") or killed("")
         folder.update(error={**before, "message": "; ".join(filter(None, (before["message"], what)))})
 
 

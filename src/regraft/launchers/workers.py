@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from regraft import ranks, worker
+from regraft.errors import killed
 from regraft.hardware import SHARE, cores
 from regraft.record import LOG, RunFolder
 
@@ -103,7 +104,7 @@ class Worker:
                 continue
             outside = self.status == LOST or (killer in OUTSIDE and (error is None or self.devices > 1))  # what other ranks say is an echo
             if outside or error is None:
-                error = {"kind": "Killed", "message": self._ending(killer), "rank": None}
+                error = killed(self._ending(killer))
             if error["kind"] == worker.MEMORY and len(self.folders) == 1 and _halve(folder, error):
                 return True
             folder.update(status="running" if outside or error["kind"] == worker.STOPPED else "failed", error=error)
