@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from regraft import checkpoints, epochs, errors, running, stopping
+from regraft import checkpoints, errors, running, stacking, stopping
 from regraft.batches import GlobalBatches
 from regraft.errors import UserError
 from regraft.graft import Run
@@ -156,7 +156,7 @@ def test_metrics_that_keep_every_answer_go_on_too(executed, stop, tmp_path):
 
 def test_a_checkpoint_falls_due_within_an_epoch_and_serves_a_run_that_was_killed(executed, monkeypatch, tmp_path):
     words = [*SMALL, *CONV, "freeze=none", "head.dropout=0.3", "trainer.checkpoint_seconds=1e-9"]
-    monkeypatch.setattr(epochs, "SHARE", 0)
+    monkeypatch.setattr(checkpoints, "SHARE", 0)
     whole = executed(words)
     written = []
     write = checkpoints.write
@@ -295,16 +295,69 @@ def test_two_damaged_checkpoints_are_named(stop):
         again(folder)
 
 
-@pytest.mark.parametrize("after", [1, 3, 6])
-def test_a_stack_that_is_told_to_stop_ends_the_epoch_and_goes_on(swept, after):
-    words = [*SMALL, *CONV, "freeze=backbone", "head.dropout=0.3", "optimizer.lr=1e-3,1e-2", "trainer.max_epochs=2,3"]
+@pytest.fixture
+def tags(tmp_path):
+    """Overrides: 24 pictures of train that carry two tags, and 4 of val."""
+    rows = ["file,wide,odd,split"]
+    for i in range(32):
+        picture = Image.new("RGB", (32, 32), "white")
+        picture.paste("black", (0, 8, i + 1, 24))
+        picture.save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{int(i > 15)},{i % 2},{'train' if i % 4 else 'val' if i % 8 else 'test'}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    return ["dataset=csv", f"dataset.path={tmp_path / 'table.csv'}", "dataset.labels=[wide,odd]", "task=tag", "data.size=32"]
+
+
+STACKS = {
+    "heads of one seed share their input, and are counted all at once": ["optimizer.weight_decay=0,0.1", "trainer.max_epochs=2,3"],
+    "tags are measured head by head": ["optimizer.weight_decay=0,0.1"],
+}
+
+
+@pytest.mark.parametrize("case", STACKS)
+@pytest.mark.parametrize("after", [1, STEPS - 1, STEPS, 6])
+def test_a_stack_that_is_told_to_stop_saves_after_the_step_and_goes_on(swept, tags, case, after):
+    own, tagged = {word.partition("=")[0] for word in STACKS[case]}, case.startswith("tags")
+    words = [word for word in SMALL if word.partition("=")[0] not in own and not (tagged and word.startswith("dataset"))]
+    words += [*STACKS[case], *(tags if tagged else []), *CONV, "freeze=backbone", "head.dropout=0.3"]
     whole = swept(words, "whole")
-    with told(after, (StackModule, "training_step")) as (calls, _):
+    with told(after, (StackModule, "training_step")) as (calls, said):
         swept(words, "stopped")
-    assert len(calls) == -(-after // STEPS) * STEPS
-    for one, other in zip(whole, swept(words, "stopped"), strict=True):
+    assert len(calls) == after
+    assert (f"after step {after % STEPS} of an epoch" if after % STEPS else "after an epoch") in said[0]
+    with told(100, (StackModule, "training_step")) as (calls, _):
+        goes_on = swept(words, "stopped")
+    assert len(calls) == max(folder.config["trainer"]["max_epochs"] for folder in whole) * STEPS - after, "no step is done again"
+    for one, other in zip(whole, goes_on, strict=True):
         assert other.record["group"]
         same(Run(one.path), Run(other.path))
+
+
+def test_heads_of_a_stack_that_were_saved_after_different_steps_go_on_in_stacks_of_their_own(swept, tmp_path):
+    words = [*SMALL, *CONV, "optimizer.lr=1e-3,1e-2", "freeze=backbone", "head.dropout=0.3"]
+    whole = swept(words, "whole")
+    with told(2, (StackModule, "training_step")):
+        swept(words, "stopped")
+    (tmp_path / "stopped" / whole[0].path.name / CHECKPOINT).unlink()
+    for one, other in zip(whole, swept(words, "stopped"), strict=True):
+        same(Run(one.path), Run(other.path), abs=1e-5)
+
+
+def test_a_stack_that_was_too_much_for_a_gpus_memory_goes_on_in_halves(swept, monkeypatch):
+    words, sizes = [*SMALL, *CONV, "freeze=backbone", "optimizer.lr=1e-4,1e-3,1e-2,1e-1,1"], []
+    whole = swept(words, "whole")
+    execute, fit = running.execute, stacking._fit
+
+    def halved(folders, *rest):
+        for folder in folders:
+            folder.update(halved=1)
+        execute(folders, *rest)
+
+    monkeypatch.setattr(running, "execute", halved)
+    monkeypatch.setattr(stacking, "_fit", lambda members, *rest: (sizes.append(len(members)), fit(members, *rest)))
+    for one, other in zip(whole, swept(words, "halved"), strict=True):
+        same(Run(one.path), Run(other.path), abs=1e-5)
+    assert sizes == [2, 2, 1]
 
 
 @pytest.mark.parametrize("micro", [0, 1])

@@ -77,9 +77,9 @@ def stage(monkeypatch):
     )
 
 
-def begun(path: Path, what: str) -> RunFolder:
+def begun(path: Path, what: str, **more: object) -> RunFolder:
     folder = RunFolder(path)
-    folder.begin({"act": what}, {"run_id": path.name, "error": None})
+    folder.begin({"act": what, **more}, {"run_id": path.name, "error": None})
     return folder
 
 
@@ -156,6 +156,16 @@ def test_a_run_that_a_gpus_memory_is_too_small_for_goes_on_with_smaller_micro_ba
     some, none = (RunFolder(tmp_path / name).record for name in ("some", "none"))
     assert (some["status"], some["halved"], some["error"]) == ("done", 2, None)
     assert (none["status"], none["error"]["kind"]) == ("failed", "OutOfMemoryError"), "one picture at a time is the least"
+
+
+@pytest.mark.parametrize(("enough", "status", "halved"), [(2, "done", 2), (9, "failed", 2)])
+def test_a_stack_that_a_gpus_memory_is_too_small_for_goes_on_in_parts_without_those_that_have_ended(
+    stage, tmp_path, enough, status, halved
+):
+    folders = [begun(tmp_path / str(number), "memory", enough=enough) for number in range(4)]
+    folders[3].finish()
+    workers.run(folders, 1)
+    assert [(folder.record["status"], folder.record.get("halved", 0)) for folder in folders] == [(status, halved)] * 3 + [("done", 0)]
 
 
 def test_a_run_that_fewer_devices_took_part_in_is_none(stage, tmp_path):

@@ -7,9 +7,10 @@ the batch by which Lightning has counted, and what the judge knows.
 
 from __future__ import annotations
 
+import time
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,32 @@ from regraft.errors import Problem, UserError
 from regraft.record import CHECKPOINT, PREVIOUS, RunFolder
 
 NEXT = "next.ckpt"  # whole, and about to become the last
+SHARE = 20  # within an epoch, so many times as long as a checkpoint takes is trained before the next
+
+
+class Due:
+    """When the next checkpoint is due."""
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds` between two; 0: at the end of each epoch, and within none."""
+        self.seconds, self._saved, self._took = seconds, time.monotonic(), 0.0
+
+    def now(self) -> bool:
+        """At the end of an epoch."""
+        return time.monotonic() - self._saved >= self.seconds
+
+    def within(self) -> bool:
+        """After a step within one."""
+        return self.seconds > 0 and self.now() and time.monotonic() - self._saved >= SHARE * self._took
+
+    @contextmanager
+    def saving(self, all: bool = True) -> Iterator[None]:
+        """Inside, one is made; `all`: of all runs that train together, so that none is due for some time."""
+        began = time.monotonic()
+        yield
+        if all:
+            self._saved = time.monotonic()
+            self._took = self._saved - began
 
 
 class Checkpoints(CheckpointIO):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 from torch.distributed import all_gather_object
 
-from regraft import ranks, stopping
+from regraft import checkpoints, ranks, stopping
 from regraft.judging import Best, Judge
 from regraft.pruning import Watched
 from regraft.record import CHECKPOINT, METRICS, Metrics, RunFolder
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 # steps after which several ranks save: each hears of it in time, since the gradients keep them within a step of each other; a GPU's host
 # may have queued more of them
 AHEAD, AHEAD_GPU = 2, 64
-SHARE = 20  # within an epoch, so many times as long as a checkpoint takes is trained before the next
 
 
 class Epochs(Checkpoint):
@@ -43,7 +41,7 @@ class Epochs(Checkpoint):
         self.judge = Judge(settings, best)
         self.lr = math.nan
         self.watched = Watched(folder, settings)
-        self._saved, self._took, self._saves = time.monotonic(), 0.0, 0
+        self._due, self._saves = checkpoints.Due(self.spec.checkpoint_seconds), 0
         self._step = 0  # the last one, of the phase
         self._over = False
         self._within = 0  # steps of the epoch, where a checkpoint is made within it
@@ -89,7 +87,7 @@ class Epochs(Checkpoint):
         if self.judge.judge(epoch, found, lambda: self._state(module)):
             trainer.should_stop = True
         over = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        due = trainer.is_global_zero and time.monotonic() - self._saved >= self.spec.checkpoint_seconds
+        due = trainer.is_global_zero and self._due.now()
         any_rank = trainer.strategy.reduce_boolean_decision  # all ranks save together, or none
         told = any_rank(stopping.listener.told is not None, all=False)
         if any_rank(over or due or told, all=False):
@@ -105,8 +103,7 @@ class Epochs(Checkpoint):
         """After which step of the phase the next checkpoint within an epoch is made, 0 where there is none in sight, and whether the run
         then stops: the same on all ranks. One of them is told, or finds that it is time; the others hear of it after their next step."""
         here, told = ranks.here(), stopping.listener.told is not None
-        passed = time.monotonic() - self._saved
-        due = here.rank == 0 and 0 < self.spec.checkpoint_seconds <= passed and passed >= SHARE * self._took
+        due = here.rank == 0 and self._due.within()
         mine = [self._step + (self._ahead if here.world > 1 else 0), told] if told or due else None
         at, told = here.first(f"checkpoint {self.number} {self._saves}", mine) or (0, False)
         return at, told
@@ -118,10 +115,9 @@ class Epochs(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, over: bool = False, within: int = 0) -> None:
         self._over, self._within = over, within
-        began = time.monotonic()
-        trainer.save_checkpoint(self.folder / CHECKPOINT)  # by `checkpoints.Checkpoints`
-        self._saved = time.monotonic()
-        self._took, self._saves = self._saved - began, self._saves + 1
+        with self._due.saving():
+            trainer.save_checkpoint(self.folder / CHECKPOINT)  # by `checkpoints.Checkpoints`
+        self._saves += 1
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["regraft"] = {

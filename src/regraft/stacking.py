@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -49,10 +50,11 @@ class Member:
     judge: Judge
     loggers: Sequence[Logger] = ()
     epoch: int = 0  # done so far
+    step: int = 0  # of the next one, done so far
     error: UserError | None = None  # why it failed alone
     seconds: float = 0.0  # that the stack trained while it was in it
     shared: int = 1  # by how many
-    resumed: dict[str, Any] = field(default_factory=dict)  # the moments of its optimizer
+    resumed: dict[str, Any] = field(default_factory=dict)  # the moments of its optimizer, and what it had measured of the next epoch
 
     def __post_init__(self) -> None:
         self.watched = Watched(self.engine.folder, self.engine.settings)
@@ -79,8 +81,9 @@ class Member:
         if "stacked" in checkpoint:
             mine, own = checkpoint["regraft"], checkpoint["stacked"]
             self.epoch = self.engine.epochs if mine["over"] else mine["epochs"]
+            self.step = mine["step"]
             self.head.load_state_dict(own["head"])
-            self.resumed = own["optimizer"]
+            self.resumed = {name: own[name] for name in ("optimizer", "measures")}
             self.judge.resume(mine)
             self.watched.pruned = mine.get("pruned") if self.watched.active else None
         Metrics(self.engine.folder / METRICS).start(self.epoch)
@@ -99,6 +102,7 @@ class Rounds(IterableDataset[Step]):
     """One epoch of every member, step by step. Heads of the same seed at the same epoch share their input."""
 
     def __init__(self, feed: Feed, members: Sequence[Member], sampling: dict[str, Any]) -> None:
+        """All members have done the same number of their epoch's steps."""
         self.feed, self.members, self.sampling = feed, list(members), sampling
         self.size = members[0].engine.settings.batch.size
 
@@ -111,13 +115,14 @@ class Rounds(IterableDataset[Step]):
     def batches(self, seed: int, epoch: int) -> GlobalBatches:
         """A whole global batch at a time: features are small."""
         whole = Arithmetic(self.size, 1, self.size, 1)
-        return GlobalBatches(len(self.feed), whole, **{**self.sampling, "seed": seed}, first_epoch=epoch)
+        begun = (epoch, self.members[0].step)
+        return GlobalBatches(len(self.feed), whole, **{**self.sampling, "seed": seed}, first_epoch=epoch, begun=begun)
 
     def __iter__(self) -> Iterator[Step]:
         pairs, which = self.inputs()
-        for number, shares in enumerate(zip(*(self.batches(*pair) for pair in pairs), strict=True)):
+        for shares in zip(*(self.batches(*pair) for pair in pairs), strict=True):
             x = torch.stack([self.feed.tensors(share.picture, share.view, share.epoch) for share in shares])
-            yield Step(x, torch.stack([self.feed.truth[share.picture] for share in shares]), which, number)
+            yield Step(x, torch.stack([self.feed.truth[share.picture] for share in shares]), which, shares[0].step)
 
 
 class StackModule(pl.LightningModule):
@@ -131,8 +136,8 @@ class StackModule(pl.LightningModule):
         first = members[0].engine
         self.epoch_steps = first.batch_steps
         self.rate = first.phases[0].lr * first.phases[0].factor("head")
-        self.checkpoint_seconds = first.settings.trainer.checkpoint_seconds
-        self._saved = self._began = time.monotonic()
+        self.due = checkpoints.Due(first.settings.trainer.checkpoint_seconds)
+        self._began = time.monotonic()
         self._arrange()
 
     def configure_optimizers(self) -> Optimizer:
@@ -141,7 +146,7 @@ class StackModule(pl.LightningModule):
         self.optimizer = StackedOptimizer(self.stack, specs[0], torch.zeros(len(specs)), decays)
         for i, member in enumerate(self.members):
             if member.resumed:
-                self.optimizer.put(self.stack, i, member.resumed, member.epoch * self.epoch_steps)
+                self.optimizer.put(self.stack, i, member.resumed["optimizer"], member.epoch * self.epoch_steps + member.step)
         return self.optimizer
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
@@ -152,6 +157,8 @@ class StackModule(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self._pairs, _ = self.rounds.inputs()
         self.tally.start("train")
+        if self.members[0].step:
+            self.tally.put([member.resumed["measures"] for member in self.members])
 
     def on_train_batch_start(self, batch: Step, batch_idx: int) -> None:
         at = [member.epoch * self.epoch_steps + batch.number for member in self.members]
@@ -168,6 +175,15 @@ class StackModule(pl.LightningModule):
         y = batch.y if len(batch.y) == 1 else batch.y[batch.which]
         losses = self.tally.add(self.stack(x, which, masks).float(), y)  # [h, b]
         return (losses.sum(1) / losses.shape[1]).sum()
+
+    def on_train_batch_end(self, outputs: Any, batch: Step, batch_idx: int) -> None:
+        """Within an epoch all members are saved, or none."""
+        done = batch.number + 1
+        told = stopping.listener.told is not None
+        if done < self.epoch_steps and (told or self.due.within()):
+            self._save(range(len(self.members)), done)
+            if told:
+                stopping.listener.stop(f"and saved after step {done} of an epoch of each head")
 
     def on_train_epoch_end(self) -> None:
         """Every member has made one more epoch of its own; those that are done, or have diverged, leave the stack."""
@@ -186,11 +202,7 @@ class StackModule(pl.LightningModule):
         done += [i for i in by if self.members[i].watched.hopeless()]
         left = [i for i in range(len(self.members)) if i not in done]
         told = stopping.listener.told is not None
-        due = told or time.monotonic() - self._saved >= self.checkpoint_seconds
-        for i in range(len(self.members)) if due else done:
-            self._save(i)
-        if due:
-            self._saved = time.monotonic()
+        self._save(range(len(self.members)) if told or self.due.now() else done)
         if told:
             stopping.listener.stop("and saved after an epoch of each head")
         if not left:
@@ -248,7 +260,7 @@ class StackModule(pl.LightningModule):
         except UserError as error:
             member.error = error
             return True
-        member.epoch += 1
+        member.epoch, member.step = epoch + 1, 0
         Metrics(engine.folder / METRICS).append(engine.phases[0].name, epoch, member.epoch * self.epoch_steps, found)
         member.watched.report(member.epoch, found)
         for logger in member.loggers:
@@ -258,26 +270,33 @@ class StackModule(pl.LightningModule):
             member.epoch = engine.epochs
         return member.ended
 
-    def _save(self, i: int) -> None:
-        """The member's checkpoint: what it takes to go on alone or in any stack."""
-        member = self.members[i]
-        if member.error:
-            return
-        mine = {"phase": 0, "over": member.over, "epochs": member.epoch, "step": 0, "pruned": member.watched.pruned}
-        mine |= member.judge.plain()
-        own = {"head": self.stack.state(i), "optimizer": self.optimizer.state_of(self.stack, i)}
-        checkpoints.write(member.engine.folder, {"regraft": mine, "stacked": own})
+    def _save(self, heads: Sequence[int], step: int = 0) -> None:
+        """The members' checkpoints: what each takes to go on alone or in any stack. `step`: within an epoch, how many are done."""
+        measures = self.tally.plain() if step else [{}] * len(self.members)
+        with self.due.saving(all=len(heads) == len(self.members)):
+            for i in heads:
+                if (member := self.members[i]).error:
+                    continue
+                mine = {"phase": 0, "over": member.over, "epochs": member.epoch, "step": step, "pruned": member.watched.pruned}
+                mine |= member.judge.plain()
+                own = {"head": self.stack.state(i), "optimizer": self.optimizer.state_of(self.stack, i), "measures": measures[i]}
+                checkpoints.write(member.engine.folder, {"regraft": mine, "stacked": own})
 
 
 def train(members: Sequence[Member], feeds: dict[str, Feed], choice: Choice) -> None:
     """Train all members to the end of each; afterwards each `judge.best` holds the kept epoch, or `error` says why there is none.
 
-    So many at once as a part of the memory holds.
+    So many at once as a part of the memory holds; half of that for each time that it was too much. Those that were interrupted after
+    different numbers of steps of an epoch have each a stack of their own.
     """
-    left = [member for member in members if not member.ended]
-    most = max(1, int(memory(device_of(left[0].engine.settings.hardware)) / weight(left[0]))) if left else 1
-    for start in range(0, len(left), most):
-        _fit(left[start : start + most], feeds, choice)
+    left = sorted((member for member in members if not member.ended), key=lambda member: member.step)
+    for _, same in groupby(left, key=lambda member: member.step):
+        together = list(same)
+        engine = together[0].engine
+        most = min(len(together), int(memory(device_of(engine.settings.hardware)) / weight(together[0])))
+        most = max(1, most >> engine.folder.record.get("halved", 0))
+        for start in range(0, len(together), most):
+            _fit(together[start : start + most], feeds, choice)
 
 
 def weight(member: Member) -> int:

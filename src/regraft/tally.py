@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from regraft import measures
 
 if TYPE_CHECKING:
     from regraft.engine import Engine
@@ -60,6 +62,27 @@ class Tally:
                 for meter in meters.values():
                     meter.to(scores.device).update(scores, true)
         return losses
+
+    def plain(self) -> list[dict[str, Any]]:
+        """What was added so far, for each head: plain numbers and tensors, in memory."""
+        return [
+            {
+                "rows": self.rows,
+                "sum": float(self.sums[head]),
+                "right": int(self.right[head]),
+                "meters": {name: measures.plain(meter) for name, meter in (self.meters[head] if self.meters else {}).items()},
+            }
+            for head in range(self.heads)
+        ]
+
+    def put(self, told: Sequence[Mapping[str, Any]]) -> None:
+        """Go on with what `plain` has told."""
+        self.rows = told[0]["rows"]
+        self.sums = torch.tensor([each["sum"] for each in told], dtype=torch.float64)
+        self.right = torch.tensor([each["right"] for each in told])
+        for meters, each in zip(self.meters, told, strict=False):  # no meters where none is wanted
+            for name, meter in meters.items():
+                measures.put(meter, each["meters"][name])
 
     def results(self) -> dict[str, Tensor]:
         """{"train/loss": [h], ...}: over all that was added since `start`."""

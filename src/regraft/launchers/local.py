@@ -36,8 +36,8 @@ class Launcher:
                     if running:
                         ended = ends.get()
                         group, share = running.pop(ended)
-                        if ended.settle():
-                            running[start(ended.folders, group.devices, show, share, ends)] = group, share
+                        if left := ended.settle():
+                            running[start(left, group.devices, show, share, ends)] = group, share
                             continue
                         room.give(share)
                         if not group.ended():

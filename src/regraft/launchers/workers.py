@@ -86,11 +86,11 @@ class Worker:
             self.tell(signal.SIGKILL)
             self._over.wait(PATIENCE)
 
-    def settle(self) -> bool:
-        """Write into the records of runs that have not ended what has kept them from it. Whether it is to be started again: a run for
-        which a GPU's memory was too small goes on with micro-batches of half the size."""
+    def settle(self) -> list[RunFolder]:
+        """Write into the records of runs that have not ended what has kept them from it. Those for which a GPU's memory was too small are
+        given: they are to be started again, and take less."""
         if self._settled:
-            return False
+            return []
         self._settled = True
         self.tell(signal.SIGKILL)  # whatever it has left behind
         killer = max(0, -self.status)
@@ -105,10 +105,10 @@ class Worker:
             outside = self.status == LOST or (killer in OUTSIDE and (error is None or self.devices > 1))  # what other ranks say is an echo
             if outside or error is None:
                 error = killed(self._ending(killer))
-            if error["kind"] == worker.MEMORY and len(self.folders) == 1 and _halve(folder, error):
-                return True
+            if error["kind"] == worker.MEMORY and (left := _halved(self.folders, error)):
+                return left
             folder.update(status="running" if outside or error["kind"] == worker.STOPPED else "failed", error=error)
-        return False
+        return []
 
     def _ending(self, killer: int) -> str:
         if self.status == LOST:
@@ -140,8 +140,8 @@ def run(folders: Sequence[RunFolder], devices: int, show: bool = False, share: S
     with heeded():
         started = start(folders, devices, show, share or Share(cores()), ends)
         try:
-            while ends.get() and started.settle():
-                started = start(folders, devices, show, share or Share(cores()), ends)
+            while ends.get() and (left := started.settle()):
+                started = start(left, devices, show, share or Share(cores()), ends)
         finally:
             started.stop()
             started.settle()
@@ -260,14 +260,16 @@ def _fresh(folders: Sequence[RunFolder], devices: int, show: bool, share: Share,
     return Worker(folders, devices, [process.pid], join, ends)
 
 
-def _halve(folder: RunFolder, error: dict[str, Any]) -> bool:
-    """Have the run go on with micro-batches of half the size, accumulated over twice as many: the global batch, and so the result, stays.
-    Whether there was something to halve."""
-    record = folder.record
-    if (record.get("batch") or {}).get("micro", 1) < 2:
-        return False
-    folder.update(halved=record.get("halved", 0) + 1, error=error)  # until it has gone on to its end
-    return True
+def _halved(folders: Sequence[RunFolder], error: dict[str, Any]) -> list[RunFolder]:
+    """Have a run go on with micro-batches of half the size, accumulated over twice as many: the global batch, and so the result, stays;
+    or what is left of a stack in stacks of half as many heads. None where there is nothing to halve."""
+    left = [folder for folder in folders if folder.record["status"] == "running"]
+    record = left[0].record
+    halved = record.get("halved", 0)
+    least = 2**halved >= len(left) if len(folders) > 1 else (record.get("batch") or {}).get("micro", 1) < 2
+    for folder in [] if least else left:
+        folder.update(halved=halved + 1, error=error)  # until it has gone on to its end
+    return [] if least else left
 
 
 def _outlived(processes: Sequence[BaseProcess]) -> int:

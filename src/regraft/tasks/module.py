@@ -11,7 +11,7 @@ from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
-from regraft import freezing, streams
+from regraft import freezing, measures, streams
 from regraft.batches import Batch
 from regraft.optim import parameter_groups
 
@@ -63,14 +63,14 @@ class PhaseModule(pl.LightningModule):
         self._units, self._start = units, dict(start or {})
         self._changing = frozenset(changing)
         self.strict_loading = False  # checkpoints hold what may change; the rest is the chain's as it was built
-        measures: dict[str, Metric] = {}
+        found: dict[str, Metric] = {}
         for split in ("train", "val"):
             every = task.meters(outputs)
             wanted = [name for name in every if name == task.METRICS[0] or f"{split}/{name}" == monitor]
-            measures |= {f"{split}/loss": MeanMetric()} | {f"{split}/{name}": every[name] for name in wanted}
-        self.measures: Mapping[str, Metric] = torch.nn.ModuleDict(measures)  # type: ignore[assignment]
+            found |= {f"{split}/loss": MeanMetric()} | {f"{split}/{name}": every[name] for name in wanted}
+        self.measures: Mapping[str, Metric] = torch.nn.ModuleDict(found)  # type: ignore[assignment]
         # what keeps lists is gathered from every rank: one without rows takes part with none of them
-        self._listed = {name for name, each in measures.items() if any(isinstance(state, list) for state in each.metric_state.values())}
+        self._listed = {name for name, each in found.items() if any(isinstance(state, list) for state in each.metric_state.values())}
         freezing.gradients(chain, phase)
         self.train()
 
@@ -153,28 +153,13 @@ class PhaseModule(pl.LightningModule):
 
     def measured(self) -> dict[str, Any]:
         """What this rank's metrics of train hold so far in this epoch: plain numbers and tensors, in memory."""
-
-        def held(state: Any) -> Any:
-            return [each.cpu() for each in state] if isinstance(state, list) else state.cpu().clone()
-
-        return {
-            name: {"updates": measure._update_count, "states": {key: held(state) for key, state in measure.metric_state.items()}}
-            for name, measure in self.measures.items()
-            if name.startswith("train/")
-        }
+        return {name: measures.plain(measure) for name, measure in self.measures.items() if name.startswith("train/")}
 
     def resume(self, told: Sequence[Mapping[str, Any]]) -> None:
         """Go on with an epoch's metrics: what `measured` has told of each rank, among which these ranks share it out."""
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        for number, each in enumerate(told[rank::world]):
+        for each in told[self.trainer.global_rank :: self.trainer.world_size]:
             for name, kept in each.items():
-                measure = self.measures[name]
-                states = {key: move_data_to_device(state, self.device) for key, state in kept["states"].items()}
-                measure._update_count += kept["updates"]
-                if number:  # there were more ranks
-                    measure._reduce_states(states)
-                else:
-                    vars(measure).update(states)
+                measures.put(self.measures[name], kept)
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.chain, self._optimizer.lr * self.phase.lr, self._optimizer.weight_decay, self.phase)
