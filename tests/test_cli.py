@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from regraft.cli import VERBS, main
+from regraft.record import RunFolder
 
 REPORT = """
 import json, sys
@@ -114,3 +116,16 @@ def test_a_reader_that_has_gone_is_no_error(words: list[str], tmp_path: Path) ->
         command = [sys.executable, "-m", "regraft.cli", *words]
         done = subprocess.run(command, cwd=tmp_path, env=buffered, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_is_a_line_and_no_traceback(tmp_path, monkeypatch, capsys):
+    def full(self, config, record):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+
+    monkeypatch.setattr(RunFolder, "begin", full)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "dataset=digits", "model=mlp", "model.weights=none", "freeze=none", "hydra.run.dir=run"]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / "run") in said
+    assert "can't be written (No space left on device); mend that" in said
+    assert "Traceback" not in said

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from regraft import config as configs
 from regraft.config import Composer, Job
+from regraft.errors import UserError
 from regraft.settings import FILES_GROUPS, GROUPS, PLAIN, SECTIONS
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -423,3 +424,10 @@ def test_a_config_of_an_earlier_version_is_read_as_what_it_was() -> None:
     }
     del before["evaluate"]
     assert settings(before) == settings(now)
+
+
+@pytest.mark.parametrize("axis", ["launcher=local,ray", "launcher.jobs=1,2", "sweep.retry=true,false"])
+def test_what_decides_no_result_is_no_axis(axis):
+    """Its runs would have one id, and one folder."""
+    with pytest.raises(UserError, match=r"decides no result.*give one value"):
+        Composer().jobs(["dataset=digits", "seed=0,1", axis], multirun=True)

@@ -134,7 +134,7 @@ def fake(monkeypatch, machine):
             log.append(("stopped", self.name))
 
         def settle(self):
-            again, self.again = self.again, False
+            again, self.again = self.folders if self.again else [], False
             log.append(("settled", self.name))
             return again
 

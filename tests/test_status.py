@@ -7,18 +7,21 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from regraft import cli, config, dispatch, manifest, standing, status, sweep
-from regraft.errors import UserError
+from regraft.errors import UserError, killed
 from regraft.record import METRICS, Metrics, RunFolder
 from regraft.standing import Reader, Run, Sweep
 
@@ -393,8 +396,9 @@ def test_watching_ends_when_nothing_runs_and_prints_each_change_once(
 class Fake:
     """A launcher whose runs end at once; `broken` seeds fail."""
 
-    def __init__(self, broken: tuple[int, ...] = ()) -> None:
-        self.broken, self.seen = broken, list[tuple[str, dict[str, int]]]()
+    def __init__(self, broken: tuple[int, ...] = (), removed: tuple[int, ...] = (), lost: tuple[int, ...] = ()) -> None:
+        """Seeds of runs that fail, whose folder somebody removes, and whose worker is killed."""
+        self.broken, self.removed, self.lost, self.seen = broken, removed, lost, list[tuple[str, dict[str, int]]]()
 
     def launch(self, groups: Any, show: bool) -> None:
         for group in groups:
@@ -403,6 +407,10 @@ class Fake:
                 self.seen.append((folder.record["run_id"], sweep.counts))
                 if folder.record["seed"] in self.broken:
                     folder.update(status="failed", error={"kind": "ValueError", "message": "no such thing\nat all", "rank": 0})
+                elif folder.record["seed"] in self.removed:
+                    shutil.rmtree(folder.path)
+                elif folder.record["seed"] in self.lost:
+                    folder.update(error=killed("the worker was ended by SIGKILL"))
                 else:
                     folder.update(status="done", metrics={"val/accuracy": 0.5}, times={"launched": 0, "total": 3.0}, metric="accuracy")
             if not group.ended():
@@ -456,6 +464,30 @@ def test_runs_that_are_not_begun_wait(commanded: Any, tmp_path: Path) -> None:
     assert sweep.counts == {"failed": 1, "waiting": 2}
     assert "goes on with" in text([sweep])
     assert not (tmp_path / "sweep" / "record.json").exists()
+
+
+def test_what_was_interrupted_or_removed_is_told_and_the_others_run(commanded: Any, tmp_path: Path) -> None:
+    said = commanded(["seed=0,1,2"], Fake(removed=(0,), lost=(1,)))
+    assert any("has gone" in line and "was removed while it ran" in line for line in said)
+    assert "was interrupted, and goes on when the command is given again" in next(line for line in said if "SIGKILL" in line)
+    assert "2 of 3 ended" in said[-1], "the interrupted one has not ended"
+    again = commanded(["seed=0,1,2"], Fake())
+    assert sum("is done already" in line for line in again) == 1
+    assert look(tmp_path / "sweep").counts == {"done": 3}
+
+
+def test_the_worker_of_a_controller_that_was_killed_is_waited_for(commanded: Any, tmp_path: Path) -> None:
+    commanded(["seed=0"], Fake(lost=(0,)))
+    [folder] = [RunFolder(path.parent) for path in (tmp_path / "sweep").glob("*/record.json")]
+    orphan = FileLock(folder / ".worker", thread_local=False)
+    orphan.acquire()
+    timer = threading.Timer(0.5, orphan.release)
+    timer.start()
+    try:
+        commanded(["seed=0"], Fake())
+    finally:
+        timer.cancel()
+    assert folder.record["status"] == "done"
 
 
 def test_a_single_run_needs_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

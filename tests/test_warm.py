@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,9 @@ def act(folders, say, show=False):
         time.sleep(300)
     if what == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if what == "removed":
+        shutil.rmtree(folder.path)
+        return
     if what == "memory" and folder.record.get("halved", 0) < folder.config["enough"]:
         raise OutOfMemoryError("CUDA out of memory")
     if what == "half":
@@ -145,6 +149,12 @@ def test_a_worker_that_is_killed_interrupts_its_run_alone(stage, tmp_path):
     assert "printed" not in (dies / LOG).read_text()
     assert "said" in (dies / LOG).read_text()
     dies.hold().release()  # nobody holds it
+
+
+def test_a_folder_that_is_removed_meanwhile_is_no_trouble(stage, tmp_path):
+    folder = begun(tmp_path / "run", "removed")
+    workers.run([folder], 1)
+    assert not folder.exists
 
 
 def test_a_run_that_a_gpus_memory_is_too_small_for_goes_on_with_smaller_micro_batches(stage, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import sys
@@ -20,6 +21,9 @@ Adapt trained networks to your own data: graft a head on a backbone, decide what
   regraft train model=resnet model.depth=50     any key is an override; `regraft list` shows the groups
   regraft train -m freeze=backbone,last,none    several values make a sweep, with one folder for each run
 """
+
+
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # by a disk, or by whoever owns a folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `regraft list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in REFUSED or error.filename is None:
+            raise
+        remedy = f"can't be written ({error.strerror}); mend that, and the same command goes on"
+        _tell(UserError(Problem(str(error.filename), None, remedy)))
+        return 2
 
 
 def _train(options: argparse.Namespace) -> int:

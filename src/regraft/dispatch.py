@@ -139,15 +139,17 @@ class Group:
         return self.folders
 
     def ended(self) -> bool:
-        records = [each.folder.record for each in self.runs]
+        records = [each.folder.record if each.folder.exists else None for each in self.runs]
         self._claims.close()
-        self._pace.ended(len(records))
+        self._pace.ended(sum(record is None or record["status"] != "running" for record in records))
         for each, record in zip(self.runs, records, strict=True):
-            if each.folder.waits:
+            if record is None:
+                self._tell(each, f"has gone: {each.folder.path} was removed while it ran")
+            elif each.folder.waits:
                 self._tell(each, "is handed on")
             else:
                 self._tell(each, _outcome(record) + (f" ({self._pace})" if each is self.runs[-1] else ""))
-        return not (self._stops and any(record["status"] == "failed" for record in records))
+        return not (self._stops and any(record and record["status"] == "failed" for record in records))
 
     def _claim(self, each: Planned) -> bool:
         """Whether the run is this process's to run, from here on."""

@@ -28,6 +28,12 @@ KINDS = {
 }
 
 
+TORCHRUN = [  # regraft as where no server can be forked
+    *(sys.executable, "-c"),
+    "import sys; from regraft.launchers import workers; workers.FORKS = False; from regraft.cli import main; sys.exit(main())",
+]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The run of each kind when nobody stops it."""
@@ -112,15 +118,26 @@ def test_who_is_told_saves_and_the_same_command_ends_the_same(tmp_path, undistur
 def test_torchrun_s_ranks_save_too(tmp_path, undisturbed):
     """As where no server can be forked, and on other machines' launchers: the agent is told, and tells its ranks."""
     whole, folder, words = undisturbed("two ranks"), RunFolder(tmp_path / "stopped"), [*WORDS, *KINDS["two ranks"]]
-    code = "import sys; from regraft.launchers import workers; workers.FORKS = False; from regraft.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, *words, f"hydra.run.dir={folder.path}"]
-    with controlling(command, tmp_path) as controller:
+    with controlling([*TORCHRUN, *words, f"hydra.run.dir={folder.path}"], tmp_path) as controller:
         until(lambda: len(epochs(folder)) > 3)
         controller.terminate()
         done, _ = interrupted(folder, controller)
     assert done == len(epochs(folder))
     assert 3 < done < EPOCHS - 1
     ends_the_same(folder, words, whole, tmp_path)
+
+
+def test_a_rank_of_torchrun_s_that_is_killed_interrupts_the_run_and_the_other_s_echo_is_no_error_of_its_own(tmp_path):
+    folder, words = RunFolder(tmp_path / "killed"), [*WORDS, *KINDS["two ranks"]]
+    with controlling([*TORCHRUN, *words, f"hydra.run.dir={folder.path}"], tmp_path) as controller:
+        until(lambda: len(epochs(folder)) > 3)
+        os.kill(workers(folder)[-1], signal.SIGKILL)
+        assert controller.wait(60) == 1
+    until(lambda: not holding(folder), 30)
+    record = folder.record
+    assert (record["status"], record["error"]["kind"]) == ("running", "Killed")
+    assert "ended by SIGKILL" in record["error"]["message"]
+    assert "was interrupted" in (tmp_path / "said").read_text()
 
 
 def test_a_stack_of_heads_saves_all_of_them(tmp_path):

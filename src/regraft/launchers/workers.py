@@ -94,7 +94,7 @@ class Worker:
         self._settled = True
         self.tell(signal.SIGKILL)  # whatever it has left behind
         killer = max(0, -self.status)
-        for folder in self.folders:
+        for folder in filter(lambda folder: folder.exists, self.folders):  # somebody may have removed it
             error, record = _first_error(folder), folder.record
             there = (record.get("resolved") or {}).get("world", self.devices)
             if record["status"] == "done" and there != self.devices:
@@ -263,7 +263,7 @@ def _fresh(folders: Sequence[RunFolder], devices: int, show: bool, share: Share,
 def _halved(folders: Sequence[RunFolder], error: dict[str, Any]) -> list[RunFolder]:
     """Have a run go on with micro-batches of half the size, accumulated over twice as many: the global batch, and so the result, stays;
     or what is left of a stack in stacks of half as many heads. None where there is nothing to halve."""
-    left = [folder for folder in folders if folder.record["status"] == "running"]
+    left = [folder for folder in folders if folder.exists and folder.record["status"] == "running"]
     record = left[0].record
     halved = record.get("halved", 0)
     least = 2**halved >= len(left) if len(folders) > 1 else (record.get("batch") or {}).get("micro", 1) < 2
