@@ -108,3 +108,26 @@ def identical(one: RunFolder, other: RunFolder) -> bool:
     a, b = (weights.read(folder / MODEL) for folder in (one, other))
     same = a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     return same and curves(one) == curves(other) and one.record["metrics"] == other.record["metrics"]
+
+
+def trials(root: Path) -> list[Any]:
+    """Of the search in this sweep's folder: Optuna's own."""
+    import optuna
+
+    from regraft import pruning
+    from regraft.search import JOURNAL
+
+    return optuna.load_study(study_name=pruning.STUDY, storage=pruning.storage(root / JOURNAL)).get_trials()
+
+
+SEARCH = [  # three trials, two at a time, and small
+    *("sweeper=optuna", "sweeper.trials=3", "sweeper.together=2", "dataset=digits", "dataset.per_class=5", "trainer.max_epochs=2"),
+    *("model=mlp", "model.weights=none", "freeze=none", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "hardware=cpu"),
+    *("hardware.workers=0", "plots=false"),
+]
+
+
+def same_search(one: Path, other: Path) -> bool:
+    """Whether two searches have asked for the same, and heard the same."""
+    told = [[(each.number, each.params, each.state.name, round(each.value, 5)) for each in trials(root)] for root in (one, other)]
+    return len(told[0]) == 3 and told[0] == told[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.commands import folders, until
+from engines.commands import SEARCH, folders, same_search, until
 from regraft.record import Metrics, RunFolder
 
 pytest.importorskip("ray")
@@ -116,6 +116,13 @@ def test_a_sweep_over_devices_has_the_metrics_of_the_local_launcher(world):
         assert one.record["status"] == other.record["status"] == "done"
         assert one.record["metrics"] == pytest.approx(other.record["metrics"], abs=1e-6)
     until(lambda: not world.processes(), 20)
+
+
+def test_a_search_asks_ray_for_the_same_as_this_machine(world):
+    for launcher in ("ray", "local"):
+        done = world.run(*REGRAFT, *SEARCH, f"launcher={launcher}", f"hydra.sweep.dir={launcher}")
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert same_search(world.at / "ray", world.at / "local")
 
 
 def test_who_loses_a_worker_loses_no_other_run(world):

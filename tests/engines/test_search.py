@@ -11,13 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
 
-from engines.commands import begun, curves, epochs, folders, regraft, workers
-from regraft import pruning
+from engines.commands import begun, curves, epochs, folders, regraft, trials, workers
 from regraft.record import RunFolder
-from regraft.search import JOURNAL
 
 pytestmark = pytest.mark.engines
 
@@ -28,11 +25,6 @@ SEARCH = [
     *("optimizer.lr=tag(log,interval(1e-4,1e-1))", "freeze=none", "plots=false", f"trainer.max_epochs={EPOCHS}"),
     *("trainer.checkpoint_seconds=0", "hardware.workers=0"),
 ]
-
-
-def trials(root: Path) -> list[Any]:
-    study = optuna.load_study(study_name=pruning.STUDY, storage=pruning.storage(root / JOURNAL))
-    return study.get_trials()
 
 
 def told(root: Path) -> list[tuple[Any, ...]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.commands import begun, complete, curves, epochs, folders, identical, regraft, until
+from engines.commands import SEARCH, begun, complete, curves, epochs, folders, identical, regraft, same_search, until
 from regraft.record import RunFolder
 
 pytest.importorskip("submitit")
@@ -84,6 +84,14 @@ def test_each_shape_is_an_array_with_its_cores_and_a_stack_is_one_job_with_metri
     again = regraft(*words, *SLURM, "hydra.sweep.dir=slurm", at=tmp_path)
     assert again.stdout.count("is done already") == 4
     assert len(jobs()) == 3
+
+
+def test_a_search_asks_slurm_for_the_same_as_this_machine(tmp_path, jobs):
+    for name, launcher in (("slurm", SLURM), ("local", [])):
+        done = regraft("train", "-m", *SEARCH, *launcher, f"hydra.sweep.dir={name}", at=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(jobs()) == 3
+    assert same_search(tmp_path / "slurm", tmp_path / "local")
 
 
 def test_a_lost_job_does_not_lose_the_others_and_the_same_command_ends_it(tmp_path, jobs):
