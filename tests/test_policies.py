@@ -195,7 +195,7 @@ def test_a_stage_that_is_not_there_is_told_before_any_run_starts(tmp_path):
 
 def test_one_process_answers_for_all_nets_and_only_once(tmp_path, monkeypatch):
     mlp = MLP(name="mlp", weights="none", depth=2, width=8, dropout=0.0)
-    nets = [(ResNet(name="resnet", depth=18, weights="imagenet"), 64), (mlp, 8), (mlp, 8)]
+    nets = [stages.Net(ResNet(name="resnet", depth=18, weights="imagenet"), 64), stages.Net(mlp, 8), stages.Net(mlp, 8)]
     asked, real = [], stages._asked
     monkeypatch.setattr(stages, "_asked", lambda some: asked.append(some) or real(some))
     first = stages.ask(nets, tmp_path)
@@ -206,20 +206,21 @@ def test_one_process_answers_for_all_nets_and_only_once(tmp_path, monkeypatch):
     assert stages.ask(nets, tmp_path) == first
     assert len(asked) == 1, "what was answered is kept"
     monkeypatch.setattr(stages, "_asked", lambda some: asked.append(some) or [{"layout": {"head": []}} for _ in some])
-    assert stages.ask([(mlp, 16)], tmp_path) == [{"head": []}], "another size is another net"
+    assert stages.ask([stages.Net(mlp, 16)], tmp_path) == [{"head": []}], "another size is another net"
     for path in (tmp_path / "stages").iterdir():
         path.write_text("{")
-    assert stages.ask([(mlp, 8)], tmp_path) == [{"head": []}], "a damaged answer is asked for again"
+    assert stages.ask([stages.Net(mlp, 8)], tmp_path) == [{"head": []}], "a damaged answer is asked for again"
 
 
 def test_a_net_that_can_not_be_built_is_told_without_a_traceback(tmp_path, monkeypatch):
     mlp = MLP(name="mlp", weights="none", depth=1, width=8, dropout=0.0)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(UserError, match=r"model = mlp: its stages can't be told"):
-        stages.ask([(mlp, 8)], tmp_path)
+        stages.ask([stages.Net(mlp, 8)], tmp_path)
 
 
 def test_what_keeps_a_net_from_being_built_is_told_by_the_net():
-    [answer] = stages.answers([{"model": {"name": "timm", "arch": "test_vit", "weights": "none"}, "size": 3}])
+    question = {"model": {"name": "timm", "arch": "test_vit", "weights": "none"}, "size": 3, "enters": {"kind": "pictures"}}
+    [answer] = stages.answers([question])
     assert "layout" not in answer
     assert answer["problems"][0][:2] == ["data.size", 3]

@@ -31,7 +31,7 @@ def _one(only: Planned) -> Iterator[str]:
     s = only.job.settings
     batch, steps, epochs = s.batch, s.trainer.max_steps, s.trainer.max_epochs
     length = "no epochs" if s.head.fits else f"{steps} steps" if steps else words.count(epochs, "epoch")
-    what = f"{s.model.name} ({s.model.weights}) on {s.dataset.name} at {s.size} px"
+    what = f"{s.model.name} ({s.model.weights}) on {s.dataset.name}{_at(s.size)}"
     yield f"  {what}, freeze {s.freeze.name}, augmentation {s.augmentation.name}, {length}"
     division = f"{batch.devices} devices x {batch.micro} pictures x {batch.accumulate} micro-batches"
     yield f"  batch {batch.size} = {division}, on {s.hardware.accelerator()}"
@@ -44,7 +44,7 @@ def _groups(groups: Sequence[Sequence[Planned]]) -> Iterator[str]:
         s = group[0].job.settings
         if len(group) > 1:
             how = "one solver" if s.head.fits else "one batch of heads"
-            yield f"  group {number}: {len(group)} runs as {how}, on {s.model.name} at {s.size} px"
+            yield f"  group {number}: {len(group)} runs as {how}, on {s.model.name}{_at(s.size)}"
         else:
             why = grouping.alone(s) or ("began alone" if group[0].went_alone else "no other run shares all below its head")
             reasons[why] = reasons.get(why, 0) + 1
@@ -66,3 +66,7 @@ def _needs(outlook: Outlook) -> Iterator[str]:
         yield f"  pass to {boundary}: {count:,} rows to be computed" if count else f"  pass to {boundary}: none, all rows are there"
     yield f"  disk: {outlook.bytes / 1e6:,.1f} MB to be written; {outlook.there:,} rows are there"
     yield f"  time: about {words.duration(outlook.seconds)} on this machine ({words.count(cores(), 'core')})"
+
+
+def _at(size: int) -> str:
+    return f" at {size} px" if size else ""

@@ -54,6 +54,13 @@ def predict(word: str, names: Sequence[str], top: int, as_json: bool) -> int:
     return 0
 
 
+def generate(word: str, prime: str, seconds: float, seed: int, out: Path, tempo: float, temperature: float) -> list[Path]:
+    """What a finished run plays on from a prime: the MIDI file and its picture."""
+    from regraft import generating, load
+
+    return generating.write(load(_run_folder(word)), prime, seconds, seed, out, tempo=tempo, temperature=temperature)
+
+
 def _run_folder(word: str) -> Path:
     """Raises UserError, with the nearest name or the run folders inside, for a folder that is none."""
     path, record = Path(word).expanduser(), "record.json"

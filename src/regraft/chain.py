@@ -50,11 +50,12 @@ class Backbone:
     module: nn.Module  # [b, c, h, w] -> [b, f]
     stages: Mapping[str, tuple[str, ...]] | None  # published stage -> prefixes of children, in order of execution; None: found by watching
     classifier: str  # the prefix that the library's classifier has in a state dict, "" where it has none
-    mean: tuple[float, ...]  # of a channel whose values lie in 0..1
+    mean: tuple[float, ...]  # of a channel whose values lie in 0..1; (): what enters is taken as it is
     std: tuple[float, ...]
     channels: int
-    least: int  # smallest picture side (px) that passes
+    least: int  # smallest picture side (px) that passes; 0 where no pictures enter: mean and std are empty then
     auxiliary: tuple[Auxiliary, ...] = ()
+    leaves: tuple[tuple[int, ...], ...] = ()  # shapes of the tensors that leave it packed as one, [b, n]; (): what leaves is one tensor
 
 
 class _Reached(Exception):
@@ -76,7 +77,8 @@ class Chain(nn.Module):
     std: Tensor
 
     def __init__(self, backbone: Backbone, head: nn.Module, sample: Tensor, classes: int | None = None) -> None:
-        """`sample` [b, c, h, w]: prepared pictures, b = 2 or more; their h x w is the only one at which the net is run from a cut.
+        """`sample` [b, c, h, w]: prepared pictures, b = 2 or more; their h x w is the only one at which the net is run from a cut. Or
+        b = 3 of what else enters the net, of which the last shows that a cut holds.
 
         `classes`: how many the auxiliary classifiers tell apart, drawn from torch's global stream; None: there shall be none.
         """
@@ -91,12 +93,13 @@ class Chain(nn.Module):
         self.whitening: nn.Module | None = None  # what pictures pass through instead of the normalisation, where one was fitted
         self.to(sample.device)
         try:
-            calls, features = watch(self.backbone, sample)
+            watched = sample if len(self.mean) else sample[:2]
+            calls, features = watch(self.backbone, watched)
         except (RuntimeError, ValueError, AssertionError) as error:
             remedy = f"{type(self.backbone).__name__} does not run on pictures of {list(sample.shape[1:])} ({error}); give another size"
             raise UserError(Problem("data.size", sample.shape[-1], remedy)) from error
         self.features = features.shape[-1]
-        self._picture, self._rows, self._end = sample.shape[1:], len(sample), len(calls)
+        self.enters, self._rows, self._end = sample.shape[1:], len(watched), len(calls)
         self._units = [call.unit for call in calls]
         self._left = [call.left for call in calls]
         self._enters = [*(call.entered.shape[1:] if call.entered is not None else None for call in calls), features.shape[1:]]
@@ -115,8 +118,8 @@ class Chain(nn.Module):
         owners = {self._position(name) for name, _ in self.named_parameters() if not name.startswith("head.")}
         starts = _published(backbone.stages, self._units) if backbone.stages else _found(self.backbone, self._units, names)
         bounds = [*(start for _, start in starts[1:]), self._end]
-        starts = [stage for stage, bound in zip(starts, bounds, strict=True) if any(stage[1] <= owner < bound for owner in owners)]
-        starts = [stage for i, stage in enumerate(starts) if i == 0 or stage[1] in held] or [("stem", 0)]
+        own = [stage for stage, bound in zip(starts, bounds, strict=True) if any(stage[1] <= owner < bound for owner in owners)]
+        starts = [stage for i, stage in enumerate(own) if i == 0 or stage[1] in held] or starts[:1] or [("stem", 0)]
         self._starts = [0, *(start for _, start in starts[1:]), self._end]
         self.stages: tuple[str, ...] = (*(name for name, _ in starts), HEAD)
         self.blocks: tuple[str, ...] = tuple(names[i] for i in held if i in owners and i not in self._starts)
@@ -128,7 +131,10 @@ class Chain(nn.Module):
         self.cuts = {names[i]: i for i in held} | dict(zip(self.stages, self._starts, strict=True))
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Pictures [b, c, h, w], uint8 or floats in 0..1 -> floats normalised by the net's own mean and deviation, or whitened."""
+        """Pictures [b, c, h, w], uint8 or floats in 0..1 -> floats normalised by the net's own mean and deviation, or whitened; what is no
+        picture stays as it is."""
+        if not len(self.mean):
+            return x
         scaled = x.to(self.mean.dtype) / 255 if x.dtype == torch.uint8 else x
         return (scaled - self.mean) / self.std if self.whitening is None else self.whitening(scaled)
 
@@ -280,7 +286,7 @@ class Chain(nn.Module):
 
         with intercepted(self.backbone, call):
             try:
-                y = self.backbone(x.new_empty(len(x), *self._picture) if first else x)
+                y = self.backbone(x.new_empty(len(x), *self.enters) if first else x)
             except _Reached as reached:
                 y = reached.tensor
         if not (entered and left):
@@ -300,7 +306,8 @@ class Chain(nn.Module):
         it, so it can't depend on what lies below this one. The batch size differs from the one that was watched.
         """
         rows = 2 if self._rows == 1 else 1
-        x = torch.randn(rows, *self._picture, generator=torch.Generator().manual_seed(0)).to(sample)  # leaves the global stream alone
+        draws = torch.Generator().manual_seed(0)  # leaves the global stream alone
+        x = torch.randn(rows, *self.enters, generator=draws).to(sample) if len(self.mean) else sample[-rows:]
         calls, goal = watch(self.backbone, x)
         if [call.unit for call in calls] != self._units:
             return []

@@ -230,6 +230,15 @@ def _predict(options: argparse.Namespace) -> int:
     return asking.predict(options.run, options.files, options.top, options.json)
 
 
+def _generate(options: argparse.Namespace) -> int:
+    from regraft import asking
+
+    out = Path(options.output).expanduser().absolute()
+    for path in asking.generate(options.run, options.prime, options.seconds, options.seed, out, options.tempo, options.temperature):
+        print(_shown(path))
+    return 0
+
+
 def _shown(path: Path) -> str:
     """Relative to the working folder where that is inside it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
@@ -347,6 +356,19 @@ VERBS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] 
             (("--top",), {"type": int, "default": 3, "help": "how many classes to show (3)"}),
         ],
         "what a finished run says of pictures",
+    ),
+    "generate": (
+        _generate,
+        [
+            (("run",), {"metavar": "RUN", "help": "the folder of a run of task=frames"}),
+            (("--prime",), {"metavar": "FILE|NOTES", "default": "C4", "help": "played before: a MIDI file, or notes: 'C4+E4:2 G4' (C4)"}),
+            (("--seconds",), {"type": float, "metavar": "N", "default": 20.0, "help": "seconds that are played on (20)"}),
+            (("--seed",), {"type": int, "metavar": "S", "default": 0, "help": "the same seed plays the same (0)"}),
+            (("--tempo",), {"type": float, "metavar": "BPM", "default": 80.0, "help": "quarters a minute (80)"}),
+            (("--temperature",), {"type": float, "metavar": "T", "default": 1.0, "help": "below 1: the likelier is played more often (1)"}),
+            (("--output",), {"metavar": "DIR", "default": ".", "help": "folder of the MIDI file and its picture (.)"}),
+        ],
+        "play on from a few notes: a MIDI file and a piano roll",
     ),
 }
 

@@ -7,12 +7,11 @@ grid of a thousand points costs about as much as one.
 from __future__ import annotations
 
 import copy
-import itertools
 import os
 import re
 import shlex
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,25 +20,22 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from regraft.augment import filled
 from regraft.errors import Problem, UserError, shown
-from regraft.mistakes import TOP, hint, keys, knows, own_files, refused, unavailable, unresolved, with_file
-from regraft.settings import FILES_GROUPS, GROUPS, MISSING, UNDECIDING, Settings, checked, paths
+from regraft.mistakes import hint, keys, knows, own_files, refused, unavailable, unresolved, with_file
+from regraft.overrides import line, parsed, points, spelt, structural, value
+from regraft.settings import GROUPS, MISSING, UNDECIDING, Settings, checked, paths
 
 if TYPE_CHECKING:
     from regraft.datasets.source import Source
 
 Plain = dict[str, Any]
-CHOICE = re.compile(rf"^\+{{0,2}}({'|'.join((*GROUPS, *FILES_GROUPS))})(\.name)?=")
-HOME = re.compile(r"=(~[^\"',\[\]{}()]*)$")
 KEY = re.compile(r"\$\{([\w.]+)\}")
-SEEDS = re.compile(r"^\+{0,2}seeds=(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -108,11 +104,11 @@ class Composer:
         problems: dict[Problem, None] = {}  # in order, each once
         several = [override for override in given if override.is_sweep_override()]
         if several and not multirun:
-            key, _, values = _line(several[0]).partition("=")
+            key, _, values = line(several[0]).partition("=")
             problems[Problem(key, values, f"several values make a sweep: regraft train -m {shlex.join(overrides)}")] = None
         for override in several if multirun else ():
             if override.key_or_group.split(".")[0] in UNDECIDING:
-                key, _, values = _line(override).partition("=")
+                key, _, values = line(override).partition("=")
                 problems[Problem(key, values, "it decides no result, and so makes no runs of its own; give one value")] = None
         jobs, told, self.skipped = [], dict(problems), {}
         for number, point in enumerate(points(given)):
@@ -120,7 +116,7 @@ class Composer:
                 jobs.append(self.job(point, number, not multirun))
             except UserError as error:
                 problems |= dict.fromkeys(error.problems)
-                self.skipped[shlex.join(map(_line, point))] = "; ".join(map(str, error.problems))
+                self.skipped[shlex.join(map(line, point))] = "; ".join(map(str, error.problems))
         if self.skipped and jobs and multirun and self.alike(given).get("sweep", {}).get("skip_invalid") is True:
             problems = told
         if problems:
@@ -141,16 +137,16 @@ class Composer:
     def alike(self, given: Sequence[Override]) -> Plain:
         """The config with what all points share; mistakes are told elsewhere."""
         shared = [override for override in given if not override.is_sweep_override()]
-        config = copy.deepcopy(self._base(_spelt(shared)).config)
+        config = copy.deepcopy(self._base(spelt(shared)).config)
         for override in shared:
             if not structural(override):
-                _put(config, override.key_or_group, _value(override))
+                _put(config, override.key_or_group, value(override))
         return config
 
     def given(self, overrides: Sequence[str], multirun: bool) -> tuple[list[Override], bool]:
         """The overrides in Hydra's grammar, with those of hydra.sweeper.params where they make a sweep; and whether they do."""
         given = parsed(overrides)
-        hydra = self._base(_spelt([override for override in given if not override.is_sweep_override()])).hydra
+        hydra = self._base(spelt([override for override in given if not override.is_sweep_override()])).hydra
         multirun = multirun or hydra.get("mode") == "MULTIRUN"
         if multirun:
             params = (hydra.get("sweeper") or {}).get("params") or {}
@@ -165,7 +161,7 @@ class Composer:
         config, problems = copy.deepcopy(base.config), []
         for override in point:
             if not structural(override):
-                problems += _put(config, override.key_or_group, _value(override))
+                problems += _put(config, override.key_or_group, value(override))
         told = {problem.key for problem in problems}
         config.pop("run_id", None)
         try:
@@ -178,11 +174,11 @@ class Composer:
         problems = [*base.problems, *(problem for problem in problems if problem.key.split(".")[0] not in unsure)]
         if problems:
             raise UserError(problems)
-        return Job(tuple(map(_line, point)), found, typed, base.hydra, number, single, trial)
+        return Job(tuple(map(line, point)), found, typed, base.hydra, number, single, trial)
 
     def _base(self, overrides: Iterable[Override]) -> Composed:
         """The config with these overrides' group choices."""
-        lines = tuple(_line(override) for override in overrides if structural(override))
+        lines = tuple(line(override) for override in overrides if structural(override))
         if lines not in self._composed:
             self._composed[lines] = self._compose(lines)
         return self._composed[lines]
@@ -220,75 +216,6 @@ class Composer:
         return Composed(plain, hydra, tuple(dict.fromkeys([*unavailable(heard), *problems])), tuple(files))
 
 
-def parsed(lines: Iterable[str]) -> list[Override]:
-    """The overrides in Hydra's grammar; +model=x and model.name=x mean model=x, seeds=3 means seed=range(3), and ~/x may begin a path."""
-    parser = OverridesParser.create()
-    parsed, problems = [], []
-    for line in lines:
-        try:
-            plain = HOME.sub(r'="\1"', SEEDS.sub(r"seed=range(\1)", CHOICE.sub(r"\1=", line)))
-            [override] = parser.parse_overrides([plain])
-            if not override.key_or_group:
-                raise HydraException
-            if override.key_or_group in GROUPS and override.key_or_group != "augmentation" and _nested(override):
-                remedy = f"entries are chosen by their names; the keys of one are set by themselves: {override.key_or_group}.NAME.KEY=VALUE"
-                problems.append(Problem(override.key_or_group, plain.partition("=")[2], remedy))
-                continue
-            parsed.append(override)
-        except HydraException:
-            remedy = "not an override; write key=value, in quotes where the value holds spaces, brackets or commas: 'key=\"a b\"'"
-            problems.append(Problem(line, None, remedy))
-    if problems:
-        raise UserError(problems)
-    return parsed
-
-
-def _nested(override: Override) -> bool:
-    """Whether a list holds something else than names."""
-    value = None if override.is_sweep_override() else override.value()
-    return isinstance(value, list) and not all(isinstance(each, str) for each in value)
-
-
-def structural(override: Override) -> bool:
-    """Whether Hydra must see it: a group's choice, a deletion, a package, or one of Hydra's own keys."""
-    key = override.key_or_group
-    if key.split(".")[0] == "hydra" or "/" in key or override.is_delete() or override.package is not None:
-        return True
-    added = override.is_add() and "." not in key and key not in TOP  # a group of the user's own
-    return added or (key in (*GROUPS, *FILES_GROUPS) and not isinstance(override.value(), dict))
-
-
-def points(overrides: Sequence[Override]) -> Iterator[tuple[Override, ...]]:
-    """The grid: the product of all axes, the last one fastest. Raises UserError for a sweep that has no points of its own."""
-    axes, problems = [], []
-    for override in overrides:
-        if not override.is_sweep_override():
-            axes.append([override])
-        elif override.is_discrete_sweep() and override.value_type != ValueType.GLOB_CHOICE_SWEEP:
-            axes.append(parsed(f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()))
-        else:
-            remedy = "this names no values; write them out (0.1,0.2), or range(0,1,step=0.1); sweeper=optuna searches intervals"
-            problems.append(Problem(override.key_or_group, _line(override).partition("=")[2], remedy))
-    if problems:
-        raise UserError(problems)
-    yield from (tuple(_spelt(point)) for point in itertools.product(*axes))
-
-
-def _spelt(overrides: Iterable[Override]) -> Iterator[Override]:
-    """`augmentation=[rotations,mixup]` in full: several, and its steps; the last choice counts, as of every group."""
-    given = list(overrides)
-    choices = [override for override in given if override.key_or_group == "augmentation"]
-    for override in given:
-        if override not in choices or not isinstance(override.value(), list):
-            yield override
-        elif override is choices[-1]:
-            yield from parsed(["augmentation=several", f"augmentation.steps={_line(override).partition('=')[2]}"])
-
-
-def _line(override: Override) -> str:
-    return str(override.input_line)
-
-
 def _put(config: Plain, key: str, value: Any) -> list[Problem]:
     """Set one value on the composed copy; a key that nothing reads is a problem, and `+` makes it no better."""
     *sections, last = key.split(".")
@@ -303,14 +230,6 @@ def _put(config: Plain, key: str, value: Any) -> list[Problem]:
         return [Problem(key, shown(value), hint(config, key))]
     here[last] = value
     return []
-
-
-def _value(override: Override) -> Any:
-    """The value as YAML would have it."""
-    value = override.value()
-    if "${" not in repr(value):
-        return value  # OmegaConf's answer too, and a grid asks for many
-    return OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=False)["value"]  # type: ignore[index,call-overload]
 
 
 def _plainly(pattern: Any, config: Plain) -> str | None:

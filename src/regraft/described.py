@@ -37,12 +37,15 @@ def description(s: Settings, chain: Chain, boundary: str, view: Seen, state: str
             "mean": chain.mean.flatten().tolist(),
             "std": chain.std.flatten().tolist(),
         },
+        **({} if len(chain.mean) else {"shape": list(chain.enters)}),
         "view": _drawn(s, view, colours) if isinstance(view, Drawn) else list(view),
         "net": s.model.deciding(),
         "weights": state,
         "boundary": boundary,
         "dtype": s.cache.dtype,
-        "computed_by": {package: metadata.version(package) for package in PACKAGES} | _outside(s, drawn) | {"on": s.hardware.accelerator()},
+        "computed_by": {package: metadata.version(package) for package in (*PACKAGES, *s.model.packages)}
+        | _outside(s, drawn)
+        | {"on": s.hardware.accelerator()},
     }
 
 

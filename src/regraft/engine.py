@@ -158,22 +158,23 @@ class Engine:
 
     @torch.inference_mode()
     def answers(self, split: str) -> Tensor:
-        """Logits [n, classes], in float32, for a split's pictures in their order; above the lowest boundary of all phases. With
-        evaluate.views those whose scores are the mean over the views."""
-        task, found = self.settings.task, [torch.empty(0, len(self.source.classes))]
+        """Logits [n, classes], or what else the head answers [n, ...], in float32, for a split's pictures in their order; above the lowest
+        boundary of all phases. With evaluate.views those whose scores are the mean over the views."""
+        task, found = self.settings.task, list[Tensor]()
         with autocast(device_of(self.settings.hardware), chosen(self.settings.hardware, self.tuned)):
             for views in self.supply.entering(split, self.lowest):  # [views, b, ...]
                 logits = torch.stack([self.chain(x, start=self.lowest).float().cpu() for x in views])
                 logits = logits if self.units is None else self.units.back(logits)
                 found.append(task.averaged(logits) if len(logits) > 1 else logits[0])
-        return torch.cat(found)
+        return torch.cat(found) if found else torch.empty(0, len(self.source.classes))
 
     def measured(self, logits: Tensor, truth: Tensor) -> dict[str, float]:
         """The task's metrics and the loss of a whole split, in double precision: logits [n, k], numbers in the data's own units; truth
-        [n] or [n, k]"""
-        logits, task, units = logits.double(), self.settings.task, self.units
-        losses = self.loss(units.within(logits), units.within(truth)) if units else self.loss(logits, truth)
-        found = {"loss": float(losses.double().mean())}
+        [n] or [n, k]. Answers of a head that has a loss of its own have none here: it is no function of them."""
+        logits, task, units, found = logits.double(), self.settings.task, self.units, dict[str, float]()
+        if not self.settings.head.learns:
+            losses = self.loss(units.within(logits), units.within(truth)) if units else self.loss(logits, truth)
+            found["loss"] = float(losses.double().mean())
         scores, truth = task.judged(units.within(logits) if units else logits, truth, units)
         for name, meter in self._meters.items():
             meter.distributed_available_fn = lambda: False  # this rank has the whole split, and the others are not asked
@@ -284,6 +285,7 @@ class Engine:
             epoch_steps=self.batch_steps,
             changing=self.changing,
             dtype=self.supply.dtype,
+            learns=s.head.learns,
             units=self.units,
             start=self.start,
         )

@@ -84,7 +84,7 @@ class Epochs(Checkpoint):
             logger.log_metrics({**found, "lr": self.lr, "epoch": float(epoch)}, step=epoch)
         if self._bar:
             self._bar.epoch_ended(found.get(self.monitor, math.nan))
-        if self.judge.judge(epoch, found, lambda: self._state(module)):
+        if module.phase.objective == "task" and self.judge.judge(epoch, found, lambda: self._state(module)):
             trainer.should_stop = True
         over = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         due = trainer.is_global_zero and self._due.now()

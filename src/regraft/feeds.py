@@ -141,10 +141,31 @@ class Live(Feed):
         return view(self.change(square, key) if self.change else square)
 
 
-class Every(Feed):
-    """Several views of each picture, which is read once: uint8 [b, views, 3, size, size]"""
+class Arrays(Feed):
+    """What is no picture, read from the source as it is: [b, ...]; it has one view."""
 
-    def __init__(self, plain: Live, drawn: Live | None, views: Sequence[Seen], samples: Samples) -> None:
+    symmetries: Sequence[Seen] = (IDENTITY,)
+
+    def __init__(self, source: Source, samples: Samples) -> None:
+        super().__init__(samples)
+        self.source = source
+
+    def tensors(self, picture: Tensor, view: Tensor, epoch: int) -> Tensor:
+        return torch.stack([self.square(self.source.read(self.samples[index])) for index in picture.tolist()])
+
+    def square(self, values: np.ndarray) -> Tensor:
+        """An array, of which `seen` takes a view"""
+        return torch.from_numpy(values)
+
+    def seen(self, whole: Tensor, view: Seen, sha256: str, key: tuple[int | str, ...] = ()) -> Tensor:
+        """The array itself."""
+        return whole
+
+
+class Every(Feed):
+    """Several views of each picture, which is read once: uint8 [b, views, 3, size, size]; or an array in its one view, [b, 1, ...]"""
+
+    def __init__(self, plain: Live | Arrays, drawn: Live | None, views: Sequence[Seen], samples: Samples) -> None:
         """`plain`: how a picture is seen as it is, and turned; `drawn`: how pre-drawn views are."""
         super().__init__(samples)
         self.plain, self.drawn, self.views = plain, drawn, list(views)
@@ -158,7 +179,7 @@ class Every(Feed):
         found: list[Tensor] = []
         squares: dict[bool, Tensor] = {}
         for view in self.views:
-            live = self.drawn if isinstance(view, Drawn) else self.plain
+            live: Live | Arrays | None = self.drawn if isinstance(view, Drawn) else self.plain
             assert live is not None, "pre-drawn views come of an augmentation"
             kind = live is self.drawn
             squares[kind] = squares[kind] if kind in squares else live.square(pixels)
@@ -199,7 +220,7 @@ class Loader(DataLoader[Batch]):
 
 
 def truth(samples: Samples) -> Tensor:
-    """[n] int64 classes; [n, k] floats where samples have many labels or numbers"""
+    """[n] int64 classes; [n, k] floats where samples have many labels or numbers; [n, ...] where they have arrays"""
     return torch.from_numpy(samples.truth())
 
 

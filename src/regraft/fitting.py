@@ -5,59 +5,43 @@ Shapes: n pictures, b of a batch, f features, o outputs. A choice (of a penalty,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize, minimize_scalar
-from torch import Tensor, nn
+from scipy.optimize import minimize
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize, one_hot
 
-from regraft.classifiers import Neighbours, solved
+from regraft.classifiers import Neighbours
 from regraft.errors import Problem, UserError, either
-from regraft.heads import KNN, HeadSpec, Logistic, NearestMean, Ridge
-
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]  # a fresh pass in a fixed order: x [b, f] float32, y [b] int64 or [b, o] float
-Key = tuple[Any, ...]  # what decides an answer; first the number that a list holds of it
+from regraft.heads import KNN, SVM, Crossed, Forest, HeadSpec, Logistic, NearestMean, Ridge
+from regraft.solvers import forest, svm
+from regraft.solving import (
+    NEVER,
+    Batches,
+    Candidate,
+    Fitted,
+    Given,
+    Key,
+    answers,
+    best,
+    counts,
+    crossed,
+    factor,
+    linear,
+    ordered,
+    penalties,
+    silence,
+)
 
 HELD = 2**27  # float32 values of a split that are kept in memory: 512 MiB; a larger one is read again for each pass
 ROWS = 4096  # of a batch of what is kept
-NEVER = -20.0  # how far below the mean of all logits that of a class without pictures lies, and a tag's that no picture has
 RIDGE = tuple(10 ** (step / 2) for step in range(8, -9, -1))  # `auto`, in units of the mean of X'X's diagonal
 LOGISTIC = tuple(10.0**step for step in range(1, -7, -1))  # `auto`, in units of n times the features' mean variance
 KS = (200, 100, 50, 20, 10, 5, 3, 1)  # `auto`
-
-
-class Fitted(NamedTuple):
-    """A solved head."""
-
-    module: nn.Module  # [b, f] -> logits [b, o], in eval mode; specs that come to the same answer share it
-    facts: dict[str, Any]  # what was found, as plain data for the record; with a choice: `tried`, the monitored value on val of each
-
-
-class Given(NamedTuple):
-    """What every way of solving is given."""
-
-    train: Batches
-    val: Batches | None
-    features: int
-    outputs: int
-    kind: str  # of truth: class, tags or numbers
-    judge: Callable[[Tensor, Tensor], float]  # the monitored metric on val: logits [n, o], truth [n] or [n, o]
-    lower: bool  # of that metric less is better
-    say: Callable[[str], None]
-
-
-class Candidate(NamedTuple):
-    """One answer, for the specs that asked for it."""
-
-    key: Key
-    module: nn.Module
-    facts: dict[str, Any]
-    answers: Callable[[], Tensor]  # its logits on val [n, o]
 
 
 @torch.no_grad()
@@ -71,19 +55,30 @@ def fit(
     judge: Callable[[Tensor, Tensor], float],
     lower: bool,
     say: Callable[[str], None],
+    groups: Tensor | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> list[Fitted]:
     """One solved head for each spec; the specs are of one entry (all ridge, ...) and differ in their numbers.
 
-    `judge(logits, truth)`: the monitored metric on val, of which less is better where `lower`. Raises UserError for truth that the head
-    can't learn, a choice without val pictures to make it on, and features that are no finite numbers.
+    `judge(logits, truth)`: the monitored metric on val, of which less is better where `lower`. `groups` [pictures] int64: train pictures of
+    one number never part in folds of train (None: each stands alone); each has equally many rows, one after the other. `seeds`: of each
+    spec's run (None: 0). Raises UserError for truth that the head can't learn, a choice without val pictures to make it on, and features
+    that are no finite numbers.
     """
     first = specs[0]
     if kind not in first.kinds:
         raise UserError(Problem("head", first.name, f"learns {either(first.kinds)}, not {kind}; another head would work"))
     if val is not None and not any(len(y) for _, y in val()):
         val = None
-    given = Given(_held(_finite(train, first.name)), val and _held(_finite(val, first.name)), features, outputs, kind, judge, lower, say)
-    return WAYS[type(first)](specs, given)
+    numbers = seeds or [0] * len(specs)
+    splits = (_held(_finite(train, first.name)), val and _held(_finite(val, first.name)))
+    given, way = Given(*splits, features, outputs, kind, judge, lower, say, groups, numbers), WAYS[type(first)]
+    folded = {i: spec for i, spec in enumerate(specs) if isinstance(spec, Crossed) and spec.folds and spec.several()}
+    alone = [i for i in range(len(specs)) if i not in folded]
+    found = {i: crossed(way, spec, given._replace(seeds=[numbers[i]])) for i, spec in folded.items()}
+    together = way([specs[i] for i in alone], given._replace(seeds=[numbers[i] for i in alone])) if alone else []
+    found |= dict(zip(alone, together, strict=True))
+    return [found[i] for i in range(len(specs))]
 
 
 def _ridge(specs: Sequence[Ridge], given: Given) -> list[Fitted]:
@@ -113,19 +108,19 @@ def _ridge(specs: Sequence[Ridge], given: Given) -> list[Fitted]:
         right = left.T @ xt
     values = values.clamp(min=0)
     unit = float(values.sum()) / given.features or 1.0
-    wanted = [[(penalty, spec.calibrate) for penalty in _penalties(spec.penalty, RIDGE, unit)] for spec in specs]
+    wanted = [[(penalty, spec.calibrate) for penalty in penalties(spec.penalty, RIDGE, unit)] for spec in specs]
 
     def made() -> Iterator[Candidate]:
-        for penalty, calibrate in _ordered(wanted):
+        for penalty, calibrate in ordered(wanted):
             weight = ((left / (values + penalty)) @ right).T  # [o, f]
             bias = level - weight @ mean
-            factor = _factor(_linear(weight, bias), given) if calibrate else 1.0
-            module = _linear(factor * weight, factor * bias)
-            facts = {"penalty": penalty, "factor": factor, "pictures": n}
-            yield Candidate((penalty, calibrate), module, facts, partial(_answers, module, given))
+            scale = factor(linear(weight, bias), given) if calibrate else 1.0
+            module = linear(scale * weight, scale * bias)
+            facts = {"penalty": penalty, "factor": scale, "pictures": n}
+            yield Candidate((penalty, calibrate), module, facts, partial(answers, module, given))
 
     given.say(f"ridge: {n} pictures x {given.features} features, decomposed once for all penalties")
-    return _best("penalty", specs, wanted, made(), given)
+    return best("penalty", specs, wanted, made(), given)
 
 
 def _logistic(specs: Sequence[Logistic], given: Given) -> list[Fitted]:
@@ -139,7 +134,7 @@ def _logistic(specs: Sequence[Logistic], given: Given) -> list[Fitted]:
     seen = torch.zeros(given.outputs, dtype=torch.float64)  # pictures of each class, or that have each tag
     for x, y in given.train():
         squares += (x.double() - mean).square().sum(0)
-        seen += _counts(y, given)
+        seen += counts(y, given)
     deviation = (squares / n).sqrt()
     constant = deviation <= 1e-6 * mean.abs()  # float32 can't tell such a change from its own rounding
     live = seen > 0 if given.kind == "class" else (seen > 0) & (seen < n)
@@ -147,7 +142,7 @@ def _logistic(specs: Sequence[Logistic], given: Given) -> list[Fitted]:
     divisors = {True: deviation.masked_fill(constant, 1), False: torch.full_like(deviation, level)}
     units = {True: float(n), False: n * level**2}
     wanted = [
-        [(each, spec.standardize, spec.max_iter, spec.tolerance) for each in _penalties(spec.penalty, LOGISTIC, units[spec.standardize])]
+        [(each, spec.standardize, spec.max_iter, spec.tolerance) for each in penalties(spec.penalty, LOGISTIC, units[spec.standardize])]
         for spec in specs
     ]
 
@@ -162,7 +157,7 @@ def _logistic(specs: Sequence[Logistic], given: Given) -> list[Fitted]:
             divisor = divisors[standardize]
             pieces = _held(partial(scaled, divisor))
             ends: dict[Key, np.ndarray] = {}  # where the penalty before has ended
-            for key in (key for key in _ordered(wanted) if key[1] == standardize):
+            for key in (key for key in ordered(wanted) if key[1] == standardize):
                 penalty, _, most, tolerance = key
                 strength = penalty / n / (1.0 if standardize else level**2)
                 at, steps = ends.get(key[1:], np.zeros(int(live.sum()) * (given.features + 1))), 0
@@ -180,14 +175,14 @@ def _logistic(specs: Sequence[Logistic], given: Given) -> list[Fitted]:
                 weight[live] = own[:, :-1] / divisor
                 bias[live] = own[:, -1] - weight[live] @ mean
                 if given.kind == "class":
-                    _silence(weight, bias, live)
+                    silence(weight, bias, live)
                 else:
                     bias[~live] = NEVER * (1 - 2 * (seen > 0).double())[~live]
-                module = _linear(weight, bias)
+                module = linear(weight, bias)
                 facts = {"penalty": penalty, "iterations": steps, "converged": bool(found.success), "pictures": n}
-                yield Candidate(key, module, facts, partial(_answers, module, given))
+                yield Candidate(key, module, facts, partial(answers, module, given))
 
-    return _best("penalty", specs, wanted, made(), given)
+    return best("penalty", specs, wanted, made(), given)
 
 
 ROUGH = 1e-4  # slope of the mean loss down to which float32 is good enough
@@ -237,7 +232,7 @@ def _knn(specs: Sequence[KNN], given: Given) -> list[Fitted]:
     def made() -> Iterator[Candidate]:
         for metric in dict.fromkeys(spec.metric for spec in specs):
             shared, near = bank(metric)
-            for key in _ordered([keys for keys in wanted if keys[0][1] == metric]):
+            for key in ordered([keys for keys in wanted if keys[0][1] == metric]):
                 k, _, temperature = key
                 module = Neighbours(given.features, given.outputs, metric, temperature).eval()
                 module.bank, module.labels, module.values, module.kind = shared.bank, shared.labels, shared.values, shared.kind
@@ -245,7 +240,7 @@ def _knn(specs: Sequence[KNN], given: Given) -> list[Fitted]:
 
                 yield Candidate(key, module, {"k": k, "pictures": n}, partial(_votes, module, near, k))
 
-    return _best("k", specs, wanted, made(), given)
+    return best("k", specs, wanted, made(), given)
 
 
 def _votes(module: Neighbours, near: Sequence[tuple[Tensor, Tensor]], k: int) -> Tensor:
@@ -265,89 +260,18 @@ def _nearest_mean(specs: Sequence[NearestMean], given: Given) -> list[Fitted]:
             seen = torch.zeros(given.outputs, dtype=torch.float64)
             for x, y in given.train():
                 means.index_add_(0, y, normalize(x.double()) if cosine else x.double())
-                seen += _counts(y, given)
+                seen += counts(y, given)
             means /= seen.clamp(min=1)[:, None]
             weight, bias = (normalize(means), torch.zeros_like(seen)) if cosine else (2 * means, -means.square().sum(1))
-            factor = _factor(_linear(weight, bias, cosine), given, seen > 0) if calibrate else 1.0
-            weight, bias = factor * weight, factor * bias
-            _silence(weight, bias, seen > 0)
-            module = _linear(weight, bias, cosine)
-            facts = {"factor": factor, "pictures": int(seen.sum())}
-            yield Candidate((metric, calibrate), module, facts, partial(_answers, module, given))
+            scale = factor(linear(weight, bias, cosine), given, seen > 0) if calibrate else 1.0
+            weight, bias = scale * weight, scale * bias
+            silence(weight, bias, seen > 0)
+            module = linear(weight, bias, cosine)
+            facts = {"factor": scale, "pictures": int(seen.sum())}
+            yield Candidate((metric, calibrate), module, facts, partial(answers, module, given))
 
     wanted = [[(spec.metric, spec.calibrate)] for spec in specs]
-    return _best("metric", specs, wanted, made(), given)
-
-
-def _best(key: str, specs: Sequence[HeadSpec], wanted: Sequence[Sequence[Key]], made: Iterable[Candidate], given: Given) -> list[Fitted]:
-    """For each spec the best of those that it wanted. Raises UserError where there is no val to choose on; `key`: what is chosen."""
-    undecided = next((spec for spec, keys in zip(specs, wanted, strict=True) if len(keys) > 1), None)
-    if undecided and given.val is None:
-        remedy = "which is best is found on val, and there are no val pictures; one number, or data with a val split, would work"
-        raise UserError(Problem(f"head.{key}", getattr(undecided, key), remedy))
-    truth = torch.cat([y for _, y in given.val()]) if given.val and undecided else torch.empty(0)
-    best: list[tuple[float, Candidate] | None] = [None] * len(specs)
-    tried: list[list[dict[str, float | None]]] = [[] for _ in specs]
-    for candidate in made:
-        users = [i for i, keys in enumerate(wanted) if candidate.key in keys]
-        value = given.judge(candidate.answers(), truth) if any(len(wanted[i]) > 1 for i in users) else math.nan
-        for i in users:
-            before = best[i]
-            if before is None or math.isnan(before[0]) or (value < before[0] if given.lower else value > before[0]):
-                best[i] = (value, candidate)
-            tried[i].append({key: candidate.key[0], "val": value if math.isfinite(value) else None})
-    chosen = (found[1] for found in best if found)
-    told = ({"tried": each} if len(each) > 1 else {} for each in tried)
-    return [Fitted(candidate.module, candidate.facts | more) for candidate, more in zip(chosen, told, strict=True)]
-
-
-def _factor(module: nn.Module, given: Given, live: Tensor | None = None) -> float:
-    """By what the scores on val must be multiplied for the least cross-entropy (Guo et al. 2017, section 4.2); `live`: [o] classes that
-    have train pictures. One picture's part of the truth is shared out evenly, or scores without a mistake would be multiplied without end.
-    1 for numbers, and where there is nothing to find it on."""
-    if given.val is None or given.kind == "numbers":
-        return 1.0
-    logits, truth = _answers(module, given).double(), torch.cat([y for _, y in given.val()])
-    if live is not None:
-        logits, truth = logits[live[truth]][:, live], (live.cumsum(0) - 1)[truth[live[truth]]]
-    spread = float(logits.std()) if logits.numel() > 1 else 0.0
-    if spread == 0:
-        return 1.0
-    loss, even = (cross_entropy, 1 / logits.shape[1]) if given.kind == "class" else (binary_cross_entropy_with_logits, 0.5)
-    truth = one_hot(truth, logits.shape[1]) if given.kind == "class" else truth
-    soft = (len(truth) * truth.double() + even) / (len(truth) + 1)  # [n, o]
-    found = minimize_scalar(lambda x: float(loss(math.exp(x) / spread * logits, soft)), bounds=(-5, 7), method="bounded")
-    return math.exp(found.x) / spread
-
-
-def _linear(weight: Tensor, bias: Tensor, direction: bool = False) -> nn.Module:
-    """[o, f], [o] -> the layer, on features of length 1 with `direction`."""
-    module = solved(weight.shape[1], weight.shape[0], direction).eval().requires_grad_(False)
-    for own, value in zip(module.parameters(), (weight, bias), strict=True):
-        own.copy_(value)
-    return module
-
-
-def _silence(weight: Tensor, bias: Tensor, live: Tensor) -> None:
-    """In place: the logit of a class without pictures lies below the mean of the others', so that it never wins; `live`: [o] has some."""
-    weight[~live], bias[~live] = weight[live].mean(0), bias[live].mean() + NEVER
-
-
-def _answers(module: nn.Module, given: Given) -> Tensor:
-    """Its logits on val [n, o]"""
-    assert given.val is not None, "asked for only where there is val"
-    return torch.cat([module(x) for x, _ in given.val()])
-
-
-def _penalties(asked: float | list[float] | str, grid: Sequence[float], unit: float) -> list[float]:
-    """The strongest first."""
-    several = [unit * each for each in grid] if isinstance(asked, str) else asked if isinstance(asked, list) else [asked]
-    return sorted(several, reverse=True)
-
-
-def _ordered(wanted: Sequence[Sequence[Key]]) -> list[Key]:
-    """What all specs want, each once, the smoothest (the largest number) first."""
-    return sorted(dict.fromkeys(key for keys in wanted for key in keys), key=lambda key: -key[0])
+    return best("metric", specs, wanted, made(), given)
 
 
 def _means(batches: Batches, features: int) -> tuple[int, Tensor]:
@@ -364,11 +288,6 @@ def _targets(y: Tensor, given: Given) -> Tensor:
     if given.kind == "class":
         return one_hot(y, given.outputs).double()
     return 2 * y.double() - 1 if given.kind == "tags" else y.double()
-
-
-def _counts(y: Tensor, given: Given) -> Tensor:
-    """[b] or [b, o] -> how many pictures each class or tag has: [o] float64"""
-    return y.bincount(minlength=given.outputs).double() if given.kind == "class" else y.double().sum(0)
 
 
 def _finite(batches: Batches, name: str) -> Batches:
@@ -396,4 +315,11 @@ def _held(batches: Batches) -> Batches:
     return lambda: pieces
 
 
-WAYS: dict[Any, Callable[..., list[Fitted]]] = {Ridge: _ridge, Logistic: _logistic, KNN: _knn, NearestMean: _nearest_mean}
+WAYS: dict[Any, Callable[..., list[Fitted]]] = {
+    Ridge: _ridge,
+    Logistic: _logistic,
+    KNN: _knn,
+    NearestMean: _nearest_mean,
+    SVM: svm,
+    Forest: forest,
+}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     pass
 
 Only = Literal["all", "norms", "biases"]
+Objective = Literal["task", "stage"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Phase:
     pull: tuple[float, float] | None = (
         None  # alpha towards the start for the backbone, beta towards 0 for the rest; instead of weight decay
     )
+    # what is minimised: the task's loss; or, of the one stage that trains, its own (`learning.Solitary`), whatever lies above it
+    objective: Objective = "task"
 
     def factor(self, stage: str) -> float:
         """What a stage's learning rate is multiplied by, beside `lr`."""
@@ -284,6 +287,29 @@ def _written(values: Any, at: str) -> Any:
     return written
 
 
+class Greedy(FreezePolicy):
+    """The lowest stage trains alone and without truth, then the next one on what it gives, up to the head; then everything trains for the
+    task (Hinton et al. 2006, section 4; Bengio et al. 2007)."""
+
+    pretrain: int = doc("epochs of each stage", ge=1)
+    pretrain_lr: float = doc("factor on optimizer.lr while a stage trains alone", gt=0)
+
+    def asks(self) -> bool:
+        return True
+
+    def draw(self, layout: Layout, epochs: int) -> list[Phase]:
+        *below, _ = layout.stages
+        left = epochs - self.pretrain * len(below)
+        if left < 0:
+            needed = self.pretrain * len(below)
+            remedy = (
+                f"{len(below)} stages of {self.pretrain} epochs each need {needed}, and all beyond train the task; {needed + 1} would work"
+            )
+            raise UserError(Problem("trainer.max_epochs", epochs, remedy))
+        alone = [phase(stage, self.pretrain, layout.inside([stage]), self.pretrain_lr, objective="stage") for stage in below]
+        return [*alone, phase("fine-tune", left, layout.names(0))] if left else alone
+
+
 GROUP = Group(
     "freeze",
     {
@@ -297,6 +323,7 @@ GROUP = Group(
         "norm_only": NormOnly,
         "bitfit": BitFit,
         "l2_sp": L2SP,
+        "greedy": Greedy,
         "phases": Phases,
     },
     "regraft.freeze",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regraft import feeds, streams, weights
+from regraft import entering, feeds, streams, weights
 from regraft.chain import Chain
 from regraft.computing import autocast, chosen
 from regraft.datasets import pictures
-from regraft.datasets.source import Source
+from regraft.datasets.source import PICTURES, Source
 from regraft.errors import Problem, UserError
 from regraft.reading import Reading
 from regraft.record import MODEL, RunFolder
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 State = dict[str, Tensor]
 
 
-def build(s: Settings, classes: Sequence[str]) -> tuple[Chain, weights.Origin]:
-    """The chain that a run starts from, with its weights. Raises UserError for weights that do not fit, or too small a picture."""
-    backbone, origin = _backbone(s), s.origin
+def build(s: Settings, classes: Sequence[str], enters: Mapping[str, Any] = PICTURES) -> tuple[Chain, weights.Origin]:
+    """The chain that a run starts from, with its weights; `enters`: a set's facts of what enters the net. Raises UserError for weights
+    that do not fit, or too small a picture."""
+    backbone, origin = _backbone(s, enters), s.origin
     published: State = {}
     if origin.kind == "imagenet":
         published = s.model.fetch(backbone)
@@ -48,8 +49,8 @@ def build(s: Settings, classes: Sequence[str]) -> tuple[Chain, weights.Origin]:
         weights.load(backbone.module, s.model.adapt(published, backbone), "model.weights", s.model.weights)
     earlier = Run(s.model.weights).chain if origin.kind == "run" else None
     if earlier:
-        weights.load(backbone.module, state_of(earlier), "model.weights", s.model.weights)
-    chain = _graft(backbone, s, classes)
+        weights.load(backbone.module, s.model.inherit(state_of(earlier), backbone), "model.weights", s.model.weights)
+    chain = _graft(backbone, s, classes, enters)
     if earlier and earlier.whitening and not s.augmentation.whiten():
         chain.whitening = earlier.whitening  # its stages have learnt on whitened pictures
     if s.head.pretrained:
@@ -66,22 +67,18 @@ def state_of(chain: Chain) -> State:
     return {name: tensor.detach().cpu().clone() for name, tensor in chain.backbone.state_dict().items()}
 
 
-def _backbone(s: Settings) -> Backbone:
+def _backbone(s: Settings, enters: Mapping[str, Any]) -> Backbone:
     """The net with random weights, which are a function of the seed."""
     with streams.seeded(s.seed, "backbone"):
-        backbone = s.model.build(s.size)
-    if s.size < backbone.least:
-        remedy = f"{s.model.name} takes pictures of at least {backbone.least} px; data.size={backbone.least} would work"
-        raise UserError(Problem("data.size", s.size, remedy))
-    return backbone
+        return entering.net(s.model, s.size, enters)
 
 
-def _graft(backbone: Backbone, s: Settings, classes: Sequence[str]) -> Chain:
-    sample = torch.randn(2, backbone.channels, s.size, s.size, generator=streams.generator("sample"))  # [b, c, h, w]
+def _graft(backbone: Backbone, s: Settings, classes: Sequence[str], enters: Mapping[str, Any]) -> Chain:
+    sample = entering.sample(backbone, s.size, enters)
     with torch.no_grad():
-        features = backbone.module.eval()(sample).shape[-1]
+        shape = tuple(backbone.module.eval()(sample).shape[1:])
     with streams.seeded(s.seed, "head"):
-        head = s.head.build(features, classes)
+        head = s.head.build_for(backbone.leaves if len(backbone.leaves) > 1 else shape, classes)
     with streams.seeded(s.seed, "auxiliary"):
         chain = Chain(backbone, head, sample, len(classes))
     for cut in s.freeze.cuts(chain.layout):
@@ -111,13 +108,17 @@ class Run:
     def classes(self) -> list[str]:
         return list(self.record["data"]["classes"])
 
+    @property
+    def _enters(self) -> Mapping[str, Any]:
+        return self.record["data"].get("input") or PICTURES
+
     @cached_property
     def chain(self) -> Chain:
         """The trained net, in eval mode. Raises UserError where the weights that it started from are not to be had."""
-        backbone, trained = _backbone(self.settings), weights.read(self.folder / MODEL)
+        backbone, trained = _backbone(self.settings, self._enters), weights.read(self.folder / MODEL)
         if any(f"backbone.{name}" not in trained for name in backbone.module.state_dict()):
             weights.load(backbone.module, self._start(), str(self.folder.path), None)
-        chain = _graft(backbone, self.settings, self.classes)
+        chain = _graft(backbone, self.settings, self.classes, self._enters)
         if whitening := {name.removeprefix("whitening."): tensor for name, tensor in trained.items() if name.startswith("whitening.")}:
             chain.whitening = Whitening.of(whitening)
         weights.load(chain, chain.state_dict() | trained, str(self.folder / MODEL), None)
@@ -182,7 +183,7 @@ class Run:
         expected, s = self.record["weights"]["sha256"], self.settings
         state = weights.Kept(s.cache.folder()).get(expected)
         if state is None:
-            state = state_of(build(s, self.classes)[0])
+            state = state_of(build(s, self.classes, self._enters)[0])
             if weights.fingerprint(state) != expected:
                 remedy = (
                     f"the weights it started from ({expected[:12]}) are not kept here, and model.weights={s.model.weights} gives others now"

@@ -23,7 +23,7 @@ Weights = Literal["balanced"] | list[Annotated[float, Field(ge=0)]] | None
 class LossSpec(Named):
     """Common to all losses."""
 
-    kinds: ClassVar[tuple[str, ...]] = ("class",)  # of truth that it takes: class, tags, numbers
+    kinds: ClassVar[tuple[str, ...]] = ("class",)  # of truth that it takes: class, tags, numbers, boxes, text, frames
 
     def __call__(self, logits: Tensor, truth: Tensor) -> Tensor:
         """[b, classes], truth -> [b]"""
@@ -147,9 +147,15 @@ class Huber(LossSpec):
         return huber_loss(logits, truth, delta=self.delta, reduction="none").mean(1)
 
 
+class Own(LossSpec):
+    """The head's own: some learn from the truth itself (`learning.Learner`)."""
+
+    kinds = ("class", "tags", "numbers", "boxes", "text", "frames")
+
+
 GROUP = Group(
     "loss",
-    {"cross_entropy": CrossEntropy, "focal": Focal, "mse": MSE, "huber": Huber},
+    {"cross_entropy": CrossEntropy, "focal": Focal, "mse": MSE, "huber": Huber, "own": Own},
     "regraft.losses",
     about="what training minimises",
 )

@@ -54,7 +54,9 @@ class Training:
         if not samples:
             raise UserError(Problem("dataset", s.dataset.name, "the train split holds no pictures; there is nothing to show"))
         self.reading = Reading(s, source)
-        self.feed = self.reading.live("train", augmented=True)
+        if source.input != "pictures":
+            raise UserError(Problem("dataset", s.dataset.name, f"its samples are no pictures ({source.input}); there is nothing to show"))
+        self.feed = self.reading.pictures("train", augmented=True)
         self.whitened = self.reading.whitening()
         self.views = self.feed.views
         one = Arithmetic(s.data.batch_size, 1, s.data.batch_size, 1)  # how a batch is shared out does not change what it holds

@@ -26,7 +26,7 @@ def run(s: Settings, source: Source, picture: Path, steps: int, say: Callable[[s
     quiet()
     if unfit := s.fits(source.facts()):
         raise UserError(unfit)
-    chain, _ = build(s, source.classes)
+    chain, _ = build(s, source.classes, source.facts()["input"])
     engine = Engine(s, chain, source, RunFolder(picture.parent / ".range-test"), say, False)  # the folder is never written
     engine.whiten()
     if not engine.phases or not any(True for _ in freezing.trained(chain, engine.phases[0])):

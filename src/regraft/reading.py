@@ -1,4 +1,4 @@
-"""One run's pictures, read live: what training and evaluation see of them, and what is fitted on train's."""
+"""One run's pictures, or arrays, read live: what training and evaluation see of them, and what is fitted on train's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from regraft import whitening
-from regraft.feeds import EXTRACT, Every, Live
+from regraft.feeds import EXTRACT, Arrays, Every, Live
 from regraft.views import IDENTITY, Drawn, Seen
 from regraft.whitening import Colours, Whitening, fit
 
@@ -26,8 +26,14 @@ class Reading:
         self.settings, self.source = settings, source
         self.samples: dict[str, Samples] = {split: source.split(split) for split in ("train", "val", "test")}
 
-    def live(self, split: str, augmented: bool) -> Live:
-        """A split as training sees it (train alone is augmented), or as it is."""
+    def live(self, split: str, augmented: bool) -> Live | Arrays:
+        """A split as training sees it (train alone is augmented), or as it is; what is no picture is never changed."""
+        if self.source.input != "pictures":
+            return Arrays(self.source, self.samples[split])
+        return self.pictures(split, augmented)
+
+    def pictures(self, split: str, augmented: bool) -> Live:
+        """The same, of a set of pictures."""
         s = self.settings
         augmentation = s.augmentation if augmented and split == "train" else None
         colours = self.colours if augmentation else None
@@ -45,7 +51,7 @@ class Reading:
 
     def every(self, samples: Samples, views: Sequence[Seen]) -> Every:
         """These views of these pictures, each of which is read once."""
-        drawn = self.live("train", augmented=True) if any(isinstance(view, Drawn) for view in views) else None
+        drawn = self.pictures("train", augmented=True) if any(isinstance(view, Drawn) for view in views) else None
         return Every(self.live("train", augmented=False), drawn, views, samples)
 
     def sampling(self) -> dict[str, Any]:
@@ -67,4 +73,4 @@ class Reading:
 
     def _train(self) -> Iterable[Tensor]:
         """Train's pictures as they are, in batches: uint8 [b, 3, size, size]"""
-        return (batch.x for batch in self.live("train", augmented=False).in_order(EXTRACT, self.settings.hardware.readers()))
+        return (batch.x for batch in self.pictures("train", augmented=False).in_order(EXTRACT, self.settings.hardware.readers()))

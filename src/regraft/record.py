@@ -30,6 +30,7 @@ CONFIG, RECORD, METRICS, PREDICTIONS, CHECKPOINT, PREVIOUS, MODEL, LOG = (
     "model.safetensors",
     "log.txt",
 )
+VOCABULARY = "vocabulary.json"  # of a run that reads tokens: what each number stands for
 DRY = "dry_run"  # in place of a job's id, where nothing was submitted
 JOB = "job.json"  # beside the record of a run that was handed on to what outlives this command
 ENDED = ("done", "pruned")  # what a record says of a run that has nothing left to do

@@ -6,10 +6,11 @@ import time
 from typing import TYPE_CHECKING
 
 from regraft import weights
+from regraft.datasets.source import ARRAYS
 from regraft.feeds import truth
-from regraft.files import whole
+from regraft.files import whole, write_json
 from regraft.graft import measure
-from regraft.record import MODEL, PREDICTIONS, PREVIOUS, RunFolder
+from regraft.record import MODEL, PREDICTIONS, PREVIOUS, VOCABULARY, RunFolder
 
 if TYPE_CHECKING:
     from regraft.datasets.source import Source
@@ -26,6 +27,8 @@ def finish(run: Begun) -> None:
     measured = time.monotonic() - began
     for logger in run.loggers:
         logger.log_metrics({name: value for name, value in metrics.items() if name.startswith("test/")})
+    if engine.source.tokens:
+        write_json(folder / VOCABULARY, list(engine.source.tokens))
     state = engine.chain.state_dict()
     weights.save(folder / MODEL, {name: state[name] for name in sorted(engine.changing)})
     _draw(folder, engine.source, s, run.warned)
@@ -52,13 +55,14 @@ def _measure(engine: Engine, folder: RunFolder) -> dict[str, float]:
         found |= metrics
     samples, classes, task = engine.samples["test"], engine.source.classes, engine.settings.task
     scores, told, numbers = task.scores(logits), truth(samples), task.KIND == "numbers"
+    listed = scores.tolist() if scores.ndim == 2 and task.KIND not in ARRAYS else [None] * len(scores)
     said = pl.List(pl.Float32) if numbers else pl.String
     table = pl.DataFrame(
         {
             "id": [sample.id for sample in samples],
             "truth": (told.tolist() if numbers else task.truths(told, classes)) if samples else [],
             "predicted": scores.tolist() if numbers else task.answers(scores, classes),
-            "scores": scores.tolist(),
+            "scores": listed,
         },
         schema={"id": pl.String, "truth": said, "predicted": said, "scores": pl.List(pl.Float32)},
     )

@@ -52,7 +52,7 @@ def execute(folders: Sequence[RunFolder], say: Say, show: bool = False) -> None:
         same_data(source, record)
     if unfit := s.fits(source.facts()):
         raise UserError(unfit)
-    chain, origin = build(s, source.classes)
+    chain, origin = build(s, source.classes, source.facts()["input"])
     before = state_of(chain)
     identity = weights.fingerprint(before)
 

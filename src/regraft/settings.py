@@ -101,7 +101,9 @@ class Settings:
 
     @property
     def size(self) -> int:
-        """Side of the pictures that the net sees, px."""
+        """Side of the pictures that the net sees, px; 0: it sees none."""
+        if self.dataset.size is None:
+            return 0
         return max(self.dataset.size, self.model.least()) if self.data.size == "auto" else self.data.size
 
     @property
@@ -130,6 +132,8 @@ class Settings:
         if data["kind"] != self.task.KIND:
             fitting = [name for name, spec in tasks.GROUP.builtin.items() if getattr(spec, "KIND", "") == data["kind"]]
             found.append(Problem("task", self.task.name, f"dataset={self.dataset.name} has {data['kind']}; task={fitting[0]} learns them"))
+        found += [problem._replace(key=f"model.{problem.key}") for problem in self.model.unfit(data["kind"])]
+        found += self._enters(data["input"]["kind"], data["kind"])
         if (self.trainer.trains or self.head.fits) and not sizes["train"]:
             found.append(Problem("dataset", self.dataset.name, "there is no train picture"))
         if (
@@ -144,6 +148,21 @@ class Settings:
         if isinstance(weighted, list) and len(weighted) != len(data["classes"]):
             remedy = f"the set has {len(data['classes'])} classes; give a weight for each, in their order, or balanced"
             found.append(Problem("loss.class_weights", weighted, remedy))
+        return found
+
+    def _enters(self, enters: str, kind: str) -> list[Problem]:
+        """What is wrong between these settings and what enters the net."""
+        found, name = [], self.dataset.name
+        if enters not in self.model.takes:
+            fitting = [each for each, spec in models.GROUP.builtin.items() if enters in getattr(spec, "takes", ())]
+            what = "pictures" if enters == "pictures" else f"samples that are no pictures ({enters})"
+            found.append(Problem("model", self.model.name, f"dataset={name} has {what}; model={'|'.join(fitting)} takes them"))
+        if (enters != "pictures" or kind == "boxes") and self.augmentation.name != "none":
+            why = "boxes would stay where they were" if enters == "pictures" else "augmentations are made for pictures"
+            found.append(Problem("augmentation", self.augmentation.name, f"{why}; none works"))
+        if kind == "boxes" and self.data.fit != "squash":
+            remedy = "boxes are parts of a picture's width and height; squash keeps them where they are"
+            found.append(Problem("data.fit", self.data.fit, remedy))
         return found
 
     def run_id(self, data: str, weights: str) -> str:
@@ -266,7 +285,7 @@ def _averaged(whole: Settings) -> None:
 
 
 def _large_enough(whole: Settings) -> None:
-    if problem := whole.model.too_small(whole.size):
+    if whole.size and (problem := whole.model.too_small(whole.size)):
         raise UserError(problem)
 
 
@@ -278,7 +297,8 @@ def _measured(whole: Settings) -> None:
         raise UserError(Problem("trainer.monitor", whole.trainer.monitor, hint))
     kinds = getattr(whole.loss, "kinds", ("class",))
     if task.KIND not in kinds:
-        fitting = [name for name, spec in losses.GROUP.builtin.items() if task.KIND in getattr(spec, "kinds", ())]
+        fitting = [name for name, spec in losses.GROUP.builtin.items() if task.KIND in getattr(spec, "kinds", ()) and name != "own"]
+        fitting = fitting or ["own"]
         raise UserError(Problem("loss", whole.loss.name, f"task={task.name} learns {task.KIND}; loss={'|'.join(fitting)} would work"))
 
 
@@ -310,6 +330,9 @@ def _solved(whole: Settings) -> None:
 
 def _learnable(whole: Settings) -> None:
     head, kind = whole.head, whole.task.KIND
+    if head.learns != (whole.loss.name == "own"):
+        remedy = "it has a loss of its own; loss=own works" if head.learns else "it has none of its own; loss=cross_entropy|mse would work"
+        raise UserError(Problem("loss", whole.loss.name, f"head={head.name}: {remedy}"))
     if kind not in head.kinds:
         fitting = [name for name, spec in heads.GROUP.builtin.items() if kind in getattr(spec, "kinds", ())]
         raise UserError(Problem("head", head.name, f"task={whole.task.name} learns {kind}; head={'|'.join(fitting)} would work"))
@@ -331,7 +354,7 @@ RULES: dict[tuple[str, ...], Callable[[Settings], object]] = {  # what no spec s
     ("task", "augmentation"): _mixed,
     ("head", "model"): _classifier,
     ("head", "freeze", "hardware"): _solved,
-    ("head", "task"): _learnable,
+    ("head", "task", "loss"): _learnable,
     ("launcher", "hardware", "sweeper", "dataset", "model"): lambda whole: whole.launcher.reaches(
         whole.hardware, whole.sweeper.name, {"dataset": whole.dataset, "model": whole.model}
     ),

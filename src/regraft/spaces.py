@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 
-from regraft.config import Composer, Job, parsed, points, structural
+from regraft.config import Composer, Job
 from regraft.errors import Problem, UserError
+from regraft.overrides import parsed, points, structural
 from regraft.settings import UNDECIDING
 
 if TYPE_CHECKING:

@@ -128,7 +128,8 @@ def _strangers(asking: Sequence[Planned]) -> Iterator[tuple[Planned, Problem]]:
     (`asking`). Raises UserError where that process fails."""
     if not asking:
         return
-    layouts = stages.ask([(each.job.settings.model, each.job.settings.size) for each in asking], asking[0].job.settings.cache.folder())
+    nets = [stages.Net(each.job.settings.model, each.job.settings.size, each.data["input"]) for each in asking]
+    layouts = stages.ask(nets, asking[0].job.settings.cache.folder())
     for each, layout in zip(asking, layouts, strict=True):
         s = each.job.settings
         if isinstance(layout, UserError):

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from regraft import errors, streams
@@ -25,6 +26,7 @@ from regraft.tasks import LOWER
 from regraft.tasks.module import frozen
 
 if TYPE_CHECKING:
+    from regraft.datasets.samples import Samples
     from regraft.engine import Engine
     from regraft.feeds import Feed
     from regraft.loggers import Logger
@@ -220,6 +222,8 @@ def _fitted(runs: Sequence[Begun]) -> Iterator[Begun]:
         judge,
         s.monitor.partition("/")[2] in LOWER,
         first.say,
+        _groups(first.samples["train"]),
+        [run.engine.settings.seed for run in runs],
     )
     took = time.monotonic() - began
     chain.requires_grad_(False).eval()
@@ -229,3 +233,9 @@ def _fitted(runs: Sequence[Begun]) -> Iterator[Begun]:
         others = {name for name in run.engine.changing if not name.startswith("head.")}
         run.engine.changing = others | {f"head.{name}" for name in head.state_dict()}
         yield run
+
+
+def _groups(samples: Samples) -> Tensor:
+    """[n] int64: pictures of one group have one number, and so have equal ones; any other stands alone."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(sample.group or sample.sha256, len(numbers)) for sample in samples])

@@ -10,55 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from regraft.datasets import names
-from regraft.errors import Problem, UserError, either, nearest
-from regraft.registry import Group, Named, doc
+from regraft.datasets.captioned import Captions, ClipartTags, ClipartTitles, CocoCaptions
+from regraft.datasets.detection import Boxes, Coco, Scenes, Voc
+from regraft.datasets.sequences import Chorales, JapaneseVowels, Series, Spam, Text
+from regraft.datasets.spec import NOT_GIVEN, DatasetSpec, Published, Splitting, WithVal, need_path
+from regraft.datasets.strung import DigitStrings, Words
+from regraft.errors import Problem
+from regraft.registry import Group, doc
 
 if TYPE_CHECKING:
     from regraft.datasets.source import Source
-
-TOLD = 50  # names that one error lists at most
-NOT_GIVEN = "???"  # what a mandatory value that nobody gave looks like in YAML
-
-
-class DatasetSpec(Named):
-    """What every dataset takes. Subclasses add their own keys and say how the set is opened."""
-
-    size: int = doc("px: side of the square at which pictures are fed, unless data.size says otherwise", ge=1, decides=False)
-    classes: list[str] | None = doc('keep only these classes, in this order (null: all); quote numbers: ["3","8"]')
-    per_class: int | None = doc("at most this many train pictures per class, drawn by a fixed seed (null: all)", ge=1)
-    on_error: Literal["raise", "skip"] = doc("raise: name the broken pictures and stop; skip: leave them out and list them", decides=False)
-
-    folds: int | None = doc(
-        "k of k-fold: all pictures are dealt to k parts, whatever splits the set brings; test is part `fold`, val the next one, train the "
-        "rest (null: no k-fold)",
-        ge=3,
-    )
-    fold: int = doc("0..folds-1: which part is test; dataset.fold=range(5) runs them all", ge=0)
-
-    def open(self, cache: Path) -> Source:
-        """The set, ready to be read; `cache` is a folder where memos may be kept. Raises UserError for data that can't be used."""
-        raise NotImplementedError(f"{type(self).__name__} must say how its set is opened")
-
-    def names(self) -> list[str] | None:
-        """The classes there are to choose from; None: not known before the set is opened. Raises UserError where there is no set."""
-        return None
-
-    def problems(self) -> list[Problem]:
-        found = []
-        if self.folds is not None and self.fold >= self.folds:
-            found.append(Problem("fold", self.fold, f"there are {self.folds} folds, counted from 0: 0 to {self.folds - 1}"))
-        if self.folds is None and self.fold:
-            found.append(Problem("fold", self.fold, "there are no folds to choose from; give dataset.folds=5, or leave dataset.fold at 0"))
-        try:
-            known = self.names()
-        except UserError as error:
-            return [*found, *(problem._replace(key=problem.key.removeprefix("dataset.")) for problem in error.problems)]
-        return [*found, *_unknown(self.classes, known)]
-
-    def check(self) -> None:
-        """Raises UserError with every problem, keys as the user writes them (`dataset.path`)."""
-        if found := self.problems():
-            raise UserError(problem._replace(key=f"dataset.{problem.key}") for problem in found)
 
 
 class Clipart(DatasetSpec):
@@ -76,34 +37,7 @@ class Clipart(DatasetSpec):
         return clipart.classes()
 
 
-class _WithVal(DatasetSpec):
-    """A dataset that brings test and makes val out of its train pictures."""
-
-    val: float = doc("fraction 0..1 of the pictures that becomes val, where the set brings none (0: no val)", ge=0, lt=1)
-    split_seed: int = doc("seed of the splits, folds and per_class: they stay as they are when the run's seed changes", ge=0)
-
-
-class _Splitting(_WithVal):
-    """A dataset that makes the splits which it does not bring."""
-
-    test: float = doc("fraction 0..1 of the pictures that becomes test, where the set brings none (0: no test)", ge=0, lt=1)
-
-    def problems(self) -> list[Problem]:
-        found = super().problems()
-        if self.val + self.test >= 1:
-            remedy = f"with test = {self.test} nothing is left to train on; val + test must stay below 1"
-            found.append(Problem("val", self.val, remedy))
-        return found
-
-
-class Published(DatasetSpec):
-    """A set that somebody published: it lies in a folder, or goes there."""
-
-    path: str | None = doc("folder where the set lies or goes (null: datasets/<name> in the cache folder)", decides=False, path=True)
-    download: bool = doc("true: fetch what is missing; false: say which files to place, where, and their checksums", decides=False)
-
-
-class CatsDogs(_Splitting):
+class CatsDogs(Splitting):
     """Clipart's cats and dogs, by its tags: 16 and 14 drawings, which is enough for k-fold only."""
 
     def open(self, cache: Path) -> Source:
@@ -118,7 +52,7 @@ class CatsDogs(_Splitting):
         return clipart.CATS_DOGS
 
 
-class Digits(_Splitting):
+class Digits(Splitting):
     """scikit-learn's handwritten digits: 1,797 grey pictures of 8 x 8 px, classes "0" to "9"; nothing to download."""
 
     def open(self, cache: Path) -> Source:
@@ -131,7 +65,7 @@ class Digits(_Splitting):
         return [str(digit) for digit in range(10)]
 
 
-class Folder(_Splitting):
+class Folder(Splitting):
     """Your own pictures: PATH/<class>/*, or PATH/<split>/<class>/* with split folders train, val (valid, validation) and test."""
 
     path: str = doc("folder of your pictures, laid out as PATH/<class>/* or PATH/<split>/<class>/*", decides=False, path=True)
@@ -145,11 +79,11 @@ class Folder(_Splitting):
     def names(self) -> list[str]:
         from regraft.datasets import layout
 
-        _need_path(self, self.path)
+        need_path(self, self.path)
         return layout.find(self.path).classes
 
 
-class FashionMnist(Published, _WithVal):
+class FashionMnist(Published, WithVal):
     """Fashion-MNIST: 60,000 and 10,000 grey pictures of clothes, 28 x 28 px, 10 classes (30 MB)."""
 
     def open(self, cache: Path) -> Source:
@@ -162,7 +96,7 @@ class FashionMnist(Published, _WithVal):
         return names.FASHION_MNIST
 
 
-class Cifar10(Published, _WithVal):
+class Cifar10(Published, WithVal):
     """CIFAR-10: 50,000 and 10,000 colour pictures of 32 x 32 px, 10 classes (170 MB)."""
 
     def open(self, cache: Path) -> Source:
@@ -175,7 +109,7 @@ class Cifar10(Published, _WithVal):
         return names.CIFAR10
 
 
-class Cifar100(Published, _WithVal):
+class Cifar100(Published, WithVal):
     """CIFAR-100: 50,000 and 10,000 colour pictures of 32 x 32 px, 100 classes in 20 kinds (170 MB)."""
 
     labels: Literal["fine", "coarse"] = doc("fine (100 classes) or coarse (20)")
@@ -190,7 +124,7 @@ class Cifar100(Published, _WithVal):
         return names.CIFAR100 if self.labels == "fine" else names.CIFAR100_COARSE
 
 
-class OxfordPets(Published, _WithVal):
+class OxfordPets(Published, WithVal):
     """Oxford-IIIT Pet: 3,680 and 3,669 photographs of 37 breeds of cats and dogs (800 MB)."""
 
     target: Literal["breed", "cat_dog"] = doc("what is learnt: breed (37 classes) or cat_dog (2)")
@@ -205,7 +139,7 @@ class OxfordPets(Published, _WithVal):
         return names.OXFORD_PETS if self.target == "breed" else names.OXFORD_SPECIES
 
 
-class Gtsrb(Published, _WithVal):
+class Gtsrb(Published, WithVal):
     """German traffic signs: 26,640 and 12,630 photographs of 43 signs, 15 to 250 px; tracks of one sign stay together (280 MB)."""
 
     roi: bool = doc("true: cut out the sign's box; false: the whole photograph, with a border of about 10%")
@@ -220,7 +154,7 @@ class Gtsrb(Published, _WithVal):
         return names.GTSRB
 
 
-class Lfw(Published, _Splitting):
+class Lfw(Published, Splitting):
     """Labelled faces in the wild, funneled: 13,233 faces of 250 x 250 px; with least=20, 3,023 faces of 62 people (240 MB)."""
 
     least: int = doc("people with fewer pictures than this are left out", ge=1)
@@ -232,7 +166,7 @@ class Lfw(Published, _Splitting):
         return lfw.load(self, cache)
 
 
-class ImageNet(_WithVal):
+class ImageNet(WithVal):
     """ImageNet's 1,000 classes (ILSVRC2012), or the part of it that is there: PATH/train/<WordNet id>/*, PATH/val/<WordNet id>/*."""
 
     path: str = doc("folder that holds train/<WordNet id>/* and val/<WordNet id>/*, or parts of them", decides=False, path=True)
@@ -246,7 +180,7 @@ class ImageNet(_WithVal):
     def names(self) -> list[str]:
         from regraft.datasets import imagenet
 
-        _need_path(self, self.path)
+        need_path(self, self.path)
         imagenet.find(self.path)
         return list(names.imagenet_words())
 
@@ -258,7 +192,7 @@ class ImageNet(_WithVal):
         return found
 
 
-class Csv(_Splitting):
+class Csv(Splitting):
     """Your own table: a csv file whose lines name a picture and its class, its tags or its numbers."""
 
     path: str = doc("the csv file, with column names in its first line, in UTF-8", decides=False, path=True)
@@ -289,7 +223,7 @@ class Csv(_Splitting):
         return tables.load(self, cache)
 
     def names(self) -> list[str] | None:
-        _need_path(self, self.path)
+        need_path(self, self.path)
         return None
 
     def problems(self) -> list[Problem]:
@@ -307,7 +241,7 @@ class Csv(_Splitting):
         return found
 
 
-class HuggingFace(_Splitting):
+class HuggingFace(Splitting):
     """Parquet files on this disk, as Hugging Face's datasets writes them; splits by file names (train-*, validation-*, test-*)."""
 
     path: str = doc("folder of .parquet files (at any depth), or one file", decides=False, path=True)
@@ -323,29 +257,9 @@ class HuggingFace(_Splitting):
     def names(self) -> list[str] | None:
         from regraft.datasets import parquet
 
-        _need_path(self, self.path)
+        need_path(self, self.path)
         parquet.find(self.path)
         return None
-
-
-def _need_path(spec: DatasetSpec, path: str) -> None:
-    if path in ("", NOT_GIVEN):
-        raise UserError(Problem("dataset.path", None, f"a value is needed: {type(spec).model_fields['path'].description}"))
-
-
-def _unknown(given: list[str] | None, known: list[str] | None) -> list[Problem]:
-    """What is wrong with the chosen classes."""
-    if given is None:
-        return []
-    if len(set(given)) < 2:
-        return [Problem("classes", given, "at least two different classes are needed, or null for all")]
-    if len(set(given)) < len(given):
-        return [Problem("classes", given, "a class is named twice; name each once")]
-    strange = [name for name in given if known is not None and name not in known]
-    return [
-        Problem("classes", name, f"no such class; {nearest(name, known or []) or f'there are {either((known or [])[:TOLD])}'}")
-        for name in strange
-    ]
 
 
 GROUP = Group(
@@ -364,6 +278,21 @@ GROUP = Group(
         "folder": Folder,
         "csv": Csv,
         "huggingface": HuggingFace,
+        "scenes": Scenes,
+        "coco": Coco,
+        "voc": Voc,
+        "boxes": Boxes,
+        "clipart_titles": ClipartTitles,
+        "clipart_tags": ClipartTags,
+        "coco_captions": CocoCaptions,
+        "captions": Captions,
+        "japanese_vowels": JapaneseVowels,
+        "series": Series,
+        "chorales": Chorales,
+        "text": Text,
+        "spam": Spam,
+        "digit_strings": DigitStrings,
+        "words": Words,
     },
     "regraft.datasets",
     about="what is learnt from: pictures, their classes and their splits",

@@ -23,14 +23,15 @@ CHUNK = 4096  # samples that are made at once, where many are asked for
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture, without its pixels."""
+    """One picture, sequence or text, without what `read` gives of it."""
 
     id: str  # relative path ("train/cat/1.png"), or e.g. "digits/0007"; unique in its source
     split: str  # train, val or test
     label: int  # index into the source's classes; 0 where there is a target
     sha256: str  # hex, of the picture's bytes: equal where `read` gives equal pixels
     group: str | None = None  # samples of one group never cross a split; None: stands alone
-    target: tuple[float, ...] | None = None  # many labels (0 or 1 for each class) or numbers to predict; None: `label` is the class
+    # many labels (0 or 1 for each class), numbers to predict, or an array of boxes, text or frames; None: `label` is the class
+    target: tuple[float, ...] | np.ndarray | None = None
 
 
 class Texts:
@@ -55,7 +56,7 @@ class Columns(NamedTuple):
     sha256: np.ndarray | Texts  # [n, 32] uint8; texts where some are no sha256
     group: np.ndarray | None  # [n] int32, which of `groups`, -1: none; None: no sample has one
     groups: tuple[str, ...]
-    target: np.ndarray | None  # [n, k] float64, as exact as the table they were read from
+    target: np.ndarray | None  # [n, k] float64, as exact as the table they were read from; or [n, ...] of what the samples brought
 
 
 class Samples(Sequence[Sample]):
@@ -67,7 +68,7 @@ class Samples(Sequence[Sample]):
 
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> Samples:
-        """Sorted by their ids. Either all have targets of one length or none has one; splits are those of SPLITS."""
+        """Sorted by their ids. Either all have targets of one shape or none has one; splits are those of SPLITS."""
         import numpy as np  # not needed to list the classes of a set
 
         ordered = sorted(samples, key=lambda sample: sample.id)
@@ -128,9 +129,11 @@ class Samples(Sequence[Sample]):
         return dict(zip(SPLITS, np.bincount(self.columns.split[self.rows], minlength=len(SPLITS)).tolist(), strict=True))
 
     def truth(self) -> np.ndarray:
-        """[m] int64 classes; [m, k] float32 where samples have many labels or numbers"""
+        """[m] int64 classes; [m, k] float32 where samples have many labels or numbers; [m, ...] as it was given where they have arrays"""
         target = self.columns.target
-        return self.columns.label[self.rows].astype("int64") if target is None else target[self.rows].astype("float32")
+        if target is None:
+            return self.columns.label[self.rows].astype("int64")
+        return target[self.rows].astype("float32") if target.dtype == "float64" else target[self.rows]
 
     def sha256s(self) -> list[str]:
         """[m] in hex."""
@@ -145,8 +148,14 @@ class Samples(Sequence[Sample]):
             c.label[rows].tolist(),
             _hex(c.sha256, rows),
             repeat(None) if c.group is None else (None if code < 0 else c.groups[code] for code in c.group[rows].tolist()),
-            repeat(None) if c.target is None else map(tuple, c.target[rows].tolist()),
+            self._targets(rows),
         )
+
+    def _targets(self, rows: np.ndarray) -> Iterable[tuple[float, ...] | np.ndarray | None]:
+        target = self.columns.target
+        if target is None:
+            return repeat(None)
+        return map(tuple, target[rows].tolist()) if target.dtype == "float64" else iter(target[rows])
 
 
 def _digests(hashes: Sequence[str]) -> np.ndarray | Texts:

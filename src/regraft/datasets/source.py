@@ -1,11 +1,16 @@
-"""A `Source` is an opened dataset: classes, samples with their splits and content hashes, and a way to read each picture.
+"""A `Source` is an opened dataset: classes, samples with their splits and content hashes, and a way to read each.
 
 To bring a set of your own, subclass `Source` and write `read`:
 
     class Mine(Source):
         def read(self, sample: Sample) -> np.ndarray: ...   # uint8 [h, w, 3]
 
-It must be picklable (loader workers get a copy) and must hold no pictures beyond what fits in memory.
+It must be picklable (loader workers get a copy) and must hold no pictures beyond what fits in memory. What is no picture is an array of one
+shape for the whole set, and `input` says what it means:
+
+- sequence: float32 [T, f + 1], the last feature 1 where there is a step and 0 behind the end, where all others are 0 too;
+- tokens: int64 [T], each a place in `tokens`, 0 behind the end;
+- array: float32 of any shape.
 """
 
 from __future__ import annotations
@@ -23,11 +28,18 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-Kind = Literal["class", "tags", "numbers"]
+Kind = Literal["class", "tags", "numbers", "boxes", "text", "frames"]
+Input = Literal["pictures", "sequence", "tokens", "array"]
+PICTURES: dict[str, Any] = {"kind": "pictures", "shape": None, "tokens": 0}  # the facts of what enters a net, of a set of pictures
+ARRAYS = ("boxes", "text", "frames")  # kinds whose samples carry an array as target
 
 
 class Source:
     """An opened dataset. `samples` are in the order of their ids, whatever order they are given in."""
+
+    input: Input = "pictures"  # what `read` gives
+    shape: tuple[int, ...] | None = None  # of what it gives; None: pictures, of any size
+    tokens: Sequence[str] = ()  # what each number of a sequence of tokens stands for; that of 0 is empty
 
     def __init__(
         self,
@@ -39,7 +51,10 @@ class Source:
         remarks: Iterable[str] = (),
     ) -> None:
         """`skipped`: the pictures that were left out, one Problem each. `kind`: what is learnt: one class for each picture, tags (each 0 or
-        1) or numbers; `classes` then names the tags or the numbers. `remarks`: what a reader of the results must know about the data.
+        1) or numbers, which `classes` then names. Or an array of one shape for the whole set: boxes, float32 [M, 5] (class, -1 where
+        there is none; x0, y0, x1, y1 as parts of the picture's width and height); text, int64 [R, L] (R texts for each sample, each of L
+        places in `classes`, 0 behind its end); frames, float32 [T, P + 1] (P numbers for each step, and whether there is one).
+        `remarks`: what a reader of the results must know about the data.
 
         Raises ValueError for ids that are not unique, labels without a class, splits that are none of train, val, test, and targets that
         don't fit the kind: mistakes of the code that made the samples.
@@ -55,13 +70,17 @@ class Source:
     def _checked(self, sample: Sample) -> Sample:
         if sample.split not in SPLITS or not 0 <= sample.label < len(self.classes):
             raise ValueError(f"{sample}: split must be one of {SPLITS} and label an index into {len(self.classes)} classes")
+        if self.kind in ARRAYS:
+            if getattr(sample.target, "ndim", 0) != 2:
+                raise ValueError(f"{sample.id}: a source of kind {self.kind} needs an array of two dimensions as target")
+            return sample
         if (None if sample.target is None else len(sample.target)) != (None if self.kind == "class" else len(self.classes)):
             needed = "no target" if self.kind == "class" else "a target for each class"
             raise ValueError(f"{sample}: a source of kind {self.kind} needs {needed}")
         return sample
 
     def read(self, sample: Sample) -> np.ndarray:
-        """The picture, uint8 [h, w, 3]. Raises UserError for a picture that can't be read."""
+        """The picture, uint8 [h, w, 3], or an array of `shape`. Raises UserError for what can't be read."""
         raise NotImplementedError
 
     def split(self, name: str) -> Samples:
@@ -73,8 +92,9 @@ class Source:
         return self.samples.counts()
 
     def facts(self) -> dict[str, Any]:
-        """What settings must fit, as a record holds it: the kind, the sizes of the splits, the classes."""
-        return {"kind": self.kind, "sizes": self.sizes(), "classes": list(self.classes)}
+        """What settings must fit, as a record holds it: the kind, the sizes of the splits, the classes, and what enters the net."""
+        enters = {"kind": self.input, "shape": self.shape and list(self.shape), "tokens": len(self.tokens)}
+        return {"kind": self.kind, "sizes": self.sizes(), "classes": list(self.classes), "input": enters}
 
     def fingerprint(self) -> str:
         """Hex sha256 over every (id, content, class name, split), and target where there is one: equal fingerprints, equal data; places and
@@ -82,8 +102,14 @@ class Source:
         total = hashlib.sha256()
         if self.kind != "class":
             total.update("\0".join((self.kind, *self.classes)).encode() + b"\n\0")
+        if self.input != "pictures":
+            total.update("\0".join((self.input, str(self.shape), *self.tokens)).encode() + b"\n\0")
         for sample in self.samples:
-            what = self.classes[sample.label] if sample.target is None else " ".join(map(repr, sample.target))
+            target = sample.target
+            if target is None:
+                what = self.classes[sample.label]
+            else:
+                what = " ".join(map(repr, target)) if isinstance(target, tuple) else hashlib.sha256(target.tobytes()).hexdigest()
             line = "\0".join((sample.id, sample.sha256, what, sample.split))  # \0 is in no file name
             total.update(line.encode("utf-8", "surrogateescape") + b"\n\0")
         return total.hexdigest()

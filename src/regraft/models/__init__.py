@@ -2,105 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from regraft.errors import Problem, UserError
-from regraft.registry import Group, Named, doc
+from regraft.errors import Problem
+from regraft.models.crnns import Crnn
+from regraft.models.dbns import DBN
+from regraft.models.handcrafts import Handcrafted
+from regraft.models.rcnns import RCNN
+from regraft.models.recurrents import Gru, Lstm, Rnn
+from regraft.models.spec import ModelSpec, Published, missing
+from regraft.registry import Group, doc
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from regraft.chain import Backbone
-
-
-@dataclass(frozen=True)
-class Published:
-    """What weights=imagenet means for one net."""
-
-    identity: str  # stable name for run ids
-    places: tuple[Path, ...]  # where the file may lie on this disk
-    hint: str  # what to get, and where to put it
-    sha256: str | None = None  # of the file, or the first digits that its library names
-
-    def path(self) -> Path | None:
-        """The file, if it is on this disk."""
-        return next((place for place in self.places if place.is_file()), None)
-
-
-class ModelSpec(Named):
-    """One family of backbones. An entry of its own gives `build` and, if weights are published for it, `published`."""
-
-    weights: str = doc("imagenet, none, or the path of a weights file or of an earlier run", decides=False, path=True)
-
-    reported: ClassVar[tuple[float, str] | None] = None  # the family's top-5 error on ImageNet, 0..1, and where that comes from
-
-    def least(self) -> int:
-        """The smallest picture side (px) that the net takes, as far as it can be told without torch."""
-        return 1
-
-    def too_small(self, size: int) -> Problem | None:
-        """Why the net does not take pictures of size x size px, as far as it can be told without torch; None: nothing is against it."""
-        remedy = f"{self.name} takes pictures of at least {self.least()} px; data.size={self.least()} would work"
-        return Problem("data.size", size, remedy) if size < self.least() else None
-
-    def published(self) -> Published | None:
-        """What weights=imagenet means here; None: nothing."""
-        return None
-
-    def build(self, size: int) -> Backbone:
-        """The net for pictures of size x size px, with random weights from torch's global stream."""
-        raise NotImplementedError(f"{type(self).__name__} builds nothing")
-
-    def download(self, published: Published) -> Path | None:
-        """Gets the published file from where its library keeps it; None: there is no such place. Raises OSError without a network."""
-        return None
-
-    def fetch(self, backbone: Backbone) -> dict[str, Tensor]:
-        """The published weights, under the file's own names: `adapt` comes next. Raises UserError where they are missing or damaged."""
-        import torch
-
-        published = self._expected()
-        try:
-            path = published.path() or self.download(published)
-        except (OSError, RuntimeError) as error:  # no network, no room, or a download with another hash
-            raise _missing(published, f"can't be downloaded ({error})") from error
-        if path is None:
-            raise _missing(published, "is not on this machine")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if not digest.startswith(published.sha256 or ""):
-            remedy = f"damaged: its sha256 is {digest}, published was {published.sha256}; delete it, then {published.hint}"
-            raise UserError(Problem(str(path), None, remedy))
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-    def adapt(self, state: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
-        """A published state dict under the names of `backbone.module`, without the classifier."""
-        return {key: value for key, value in state.items() if not backbone.classifier or not key.startswith(f"{backbone.classifier}.")}
-
-    def classifier(self, state: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor] | None:
-        """The classifier in a published state dict: weight [classes, f] and bias [classes]; None where it is not one linear layer."""
-        found = {part: state.get(f"{backbone.classifier}.{part}") for part in ("weight", "bias")}
-        whole = {part: tensor for part, tensor in found.items() if tensor is not None}
-        return whole if len(whole) == 2 and whole["weight"].ndim == 2 else None
-
-    def problems(self) -> list[Problem]:
-        return [self._unpublished("weights")] if self.weights == "imagenet" and self.published() is None else []
-
-    def _expected(self) -> Published:
-        published = self.published()
-        if published is None:
-            raise UserError(self._unpublished("model.weights"))
-        return published
-
-    def _unpublished(self, key: str) -> Problem:
-        which = getattr(self, "arch", self.name)
-        remedy = f"no weights are published for {which}; give none, or the path of a weights file or of an earlier run"
-        return Problem(key, "imagenet", remedy)
 
 
 class EfficientNetLite(ModelSpec):
@@ -301,7 +220,7 @@ class Timm(ModelSpec):
         try:
             return timm.fetch(self.arch, backbone, published)
         except Exception as error:  # the hub's client, its transport and timm each have errors of their own
-            raise _missing(published, f"can't be downloaded ({str(error).partition(chr(10))[0] or type(error).__name__})") from error
+            raise missing(published, f"can't be downloaded ({str(error).partition(chr(10))[0] or type(error).__name__})") from error
 
     def adapt(self, state: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
         from regraft.models import timm
@@ -348,10 +267,6 @@ class ConvNet(ModelSpec):
         return convnet.build(self.depth, self.width, self.batchnorm, self.dropout, self.fc, size)
 
 
-def _missing(published: Published, why: str) -> UserError:
-    return UserError(Problem("model.weights", "imagenet", f"{published.identity} {why}; {published.hint}"))
-
-
 def _store(variable: str, name: str) -> Path:
     """A library's folder under the user's cache, where no variable says otherwise."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -369,6 +284,14 @@ GROUP = Group(
         "timm": Timm,
         "convnet": ConvNet,
         "mlp": MLP,
+        "rnn": Rnn,
+        "lstm": Lstm,
+        "gru": Gru,
+        "dbn": DBN,
+        "handcrafted": Handcrafted,
+        "rcnn": RCNN,
+        "captioner": RCNN,
+        "crnn": Crnn,
     },
     "regraft.models",
     about="the backbone, and its weights",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from regraft.errors import Problem, UserError
 from regraft.record import METRICS, PREDICTIONS, Metrics, RunFolder
-from regraft.report import canvas
+from regraft.report import boxes, canvas
 from regraft.report.canvas import BLUE, DPI, GREY, INK, MARGIN, RULE, VERMILION
 from regraft.report.tables import PICTURES
 from regraft.report.words import DASH, plain
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from regraft.datasets.source import Source
 
-CURVES, CONFUSION, MISTAKES = PICTURES
+CURVES, CONFUSION, MISTAKES, BOXES = PICTURES
 MOST = 24  # mistakes on a sheet
 DASHED = (0, (4, 3))
 RING: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.2}
@@ -46,7 +46,8 @@ class Mistake:
 
 
 def draw(folder: RunFolder, source: Source) -> list[Path]:
-    """Write curves.png, and confusion.png and mistakes.png where the run has predictions; gives back what was written.
+    """Write curves.png, and where the run has predictions confusion.png and mistakes.png of classes, or boxes.png of boxes; gives back what
+    was written.
 
     Raises UserError for predictions that can't be read.
     """
@@ -60,13 +61,23 @@ def draw(folder: RunFolder, source: Source) -> list[Path]:
             made[MISTAKES] = sheet(mistakes(given), len(given), source)
     for name, image in made.items():
         canvas.save(image, folder / name)
+    if given is not None and source.kind == "boxes":
+        boxes.write(folder / PREDICTIONS, source, folder / BOXES)
+        return [folder / CURVES, folder / BOXES]
     return [folder / name for name in made]
 
 
 # Learning curves
 
 
-NAMES = {"accuracy": "Accuracy", "map": "Mean average precision", "mae": "Mean absolute error"}
+NAMES = {
+    "cider": "CIDEr",
+    "nll": "Negative log-likelihood",
+    "cer": "Character error rate",
+    "accuracy": "Accuracy",
+    "map": "Mean average precision",
+    "mae": "Mean absolute error",
+}
 
 
 def curves(rows: Sequence[Mapping[str, str]], kept: Mapping[str, Any] | None, metric: str = "accuracy") -> Image:

@@ -24,7 +24,7 @@ from regraft.tasks import LOWER
 PHASES = 3  # that stand side by side in one table
 LISTED = 5  # skipped pictures that are named
 SPLITS = ("train", "val", "test")
-PICTURES = ("curves.png", "confusion.png", "mistakes.png")
+PICTURES = ("curves.png", "confusion.png", "mistakes.png", "boxes.png")
 AGAIN = {"failed": "sweep.retry=true tries what has failed again", "interrupted": "the same command goes on with what was interrupted"}
 TROUBLE = 160  # letters of what went wrong that a sweep's table tells; all of it was said when it happened
 
@@ -247,10 +247,10 @@ def _kept(record: Mapping[str, Any]) -> list[str]:
 
 
 def _solved(record: Mapping[str, Any], fit: Mapping[str, Any]) -> str:
-    """`a head of penalty 10, of 17 tried on val`"""
-    chosen = next((f"{name} {fit[name]:.4g}" for name in ("penalty", "k") if words.known(fit.get(name))), "")
+    """`a head of penalty 10, of 17 tried on val`, or on folds of train"""
+    chosen = next((f"{name} {fit[name]:.4g}" for name in ("penalty", "k", "depth") if words.known(fit.get(name))), "")
     tried = fit.get("tried") or []
-    some = f", of {len(tried)} tried on val" if len(tried) > 1 else ""
+    some = f", of {len(tried)} tried on {'folds of train' if tried and 'folds' in tried[0] else 'val'}" if len(tried) > 1 else ""
     return f"the head that was solved for{f': {chosen}{some}' if chosen else ''}"
 
 

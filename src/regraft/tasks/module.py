@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
@@ -11,8 +11,9 @@ from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
-from regraft import freezing, measures, streams
+from regraft import freezing, learning, measures, streams
 from regraft.batches import Batch
+from regraft.layout import HEAD
 from regraft.optim import parameter_groups
 
 if TYPE_CHECKING:
@@ -49,13 +50,14 @@ class PhaseModule(pl.LightningModule):
         epoch_steps: int,
         changing: Iterable[str],
         dtype: torch.dtype,
+        learns: bool = False,
         units: Units | None = None,
         start: Mapping[str, Tensor] | None = None,
     ) -> None:
         """`monitor`: the metric (beside the loss and the task's first) that each epoch measures. `steps`: optimizer steps of the phase,
         `epoch_steps` those of a whole epoch. `changing`: names in the chain's state dict that checkpoints hold. `dtype`: what is frozen is
-        computed in, cached or live. `units`: of the numbers that are learnt. `start`: the weights before all training, by their names
-        in the chain."""
+        computed in, cached or live. `learns`: the head has a loss of its own, in place of `loss`. `units`: of the numbers that
+        are learnt. `start`: the weights before all training, by their names in the chain."""
         super().__init__()
         self.chain, self.phase, self.task = chain, phase, task
         self._loss, self._optimizer, self._schedule = loss, optimizer, schedule
@@ -63,12 +65,15 @@ class PhaseModule(pl.LightningModule):
         self._units, self._start = units, dict(start or {})
         self._changing = frozenset(changing)
         self.strict_loading = False  # checkpoints hold what may change; the rest is the chain's as it was built
+        self._learns = learns and phase.objective == "task"
         found: dict[str, Metric] = {}
         for split in ("train", "val"):
             every = task.meters(outputs)
             wanted = [name for name in every if name == task.METRICS[0] or f"{split}/{name}" == monitor]
+            if phase.objective == "stage" or (split == "train" and learns):  # nobody is asked for an answer
+                wanted = []
             found |= {f"{split}/loss": MeanMetric()} | {f"{split}/{name}": every[name] for name in wanted}
-        self.measures: Mapping[str, Metric] = torch.nn.ModuleDict(found)  # type: ignore[assignment]
+        self.measures: MutableMapping[str, Metric] = torch.nn.ModuleDict(found)  # type: ignore[assignment]
         # what keeps lists is gathered from every rank: one without rows takes part with none of them
         self._listed = {name for name, each in found.items() if any(isinstance(state, list) for state in each.metric_state.values())}
         freezing.gradients(chain, phase)
@@ -81,15 +86,15 @@ class PhaseModule(pl.LightningModule):
             freezing.modes(self.chain, self.phase)
         return self
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Pictures, or what enters the boundary -> logits [b, outputs]"""
+    def forward(self, batch: Batch, stop: str | None = None) -> Tensor:
+        """Pictures, or what enters the boundary -> logits [b, outputs]; or what enters the stage at which to `stop`."""
         boundary, x = self.phase.boundary, batch.x
         if not batch.cached:
             x = self.chain.prepare(x)
             if boundary == self.chain.stages[0]:
-                return self.chain(x)
+                return self.chain(x, stop=stop)
             x = frozen(self.chain, x, boundary, self._frozen_dtype)
-        return self.chain(x.float(), start=boundary)  # autocast decides what it is computed in
+        return self.chain(x.float(), start=boundary, stop=stop)  # autocast decides what it is computed in
 
     def on_fit_start(self) -> None:
         self._start = {name: tensor.to(self.device) for name, tensor in self._start.items()}
@@ -106,8 +111,8 @@ class PhaseModule(pl.LightningModule):
         # a library's own dropout and stochastic depth draw from torch's stream, which can only be started afresh for each share
         key = (self._seed, "library", share.epoch, share.step, int(share.row[0]))
         with freezing.lone(self.chain, len(batch.y), share.size, idle), streams.seeded(*key):
-            logits = self(batch)
-        total = self._measure("train", batch, logits)
+            losses, logits, more = self._learnt(batch, (self._seed, "sample", share.epoch))
+        total = self._measure("train", batch, losses, logits, more)
         for weight, heard in self.chain.heard():  # what auxiliary heads say of the same batch
             total = total + weight * self._losses(heard, batch).sum()
         # DDP divides by the world, Lightning by the accumulated micro-batches
@@ -116,7 +121,27 @@ class PhaseModule(pl.LightningModule):
         return total if pull is None else total + pull
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._measure("val", batch, self(batch))
+        self._measure("val", batch, *self._learnt(batch, (self._seed, "sample", "val")))
+
+    def _learnt(self, batch: Batch, key: tuple[int | str, ...]) -> tuple[Tensor, Tensor | None, Mapping[str, Tensor]]:
+        """Losses [b], nothing for a stand-in; the answers [b, ...], None where nobody asks for them; and what a stage that trains by itself
+        tells of each sample. `key`: of the seeds of what has a loss of its own."""
+        if self.phase.objective == "task" and not self._learns:
+            logits = self(batch)
+            return self._losses(logits, batch), logits, {}
+        weight, seeds = batch.share.weight, learning.seeds(key, batch.share.picture)
+        if self._learns:
+            head: Any = self.chain.head
+            x = self(batch, stop=HEAD)
+            losses = head.losses(x, batch.y, seeds)
+            return losses * weight.to(losses), None if self.training else head(x).float(), {}
+        [stage] = self.phase.trains
+        module: Any = self.chain.backbone.get_submodule(stage)
+        x = self(batch, stop=stage)
+        losses = module.losses(x, seeds)
+        with torch.no_grad():
+            more: Mapping[str, Tensor] = module.measures(x)
+        return losses * weight.to(losses), None, more
 
     def _losses(self, logits: Tensor, batch: Batch) -> Tensor:
         """[b], nothing for a stand-in; a mixed row's is shared out between its own truth and its partner's."""
@@ -129,19 +154,28 @@ class PhaseModule(pl.LightningModule):
             losses = batch.own * losses + (1 - batch.own) * self._loss(logits, truths[1])
         return losses * weight
 
-    def _measure(self, split: str, batch: Batch, logits: Tensor) -> Tensor:
-        """The sum of the losses of the rows that count; they enter the split's metrics."""
-        losses = self._losses(logits, batch)  # [b]
+    def _measure(self, split: str, batch: Batch, losses: Tensor, logits: Tensor | None, more: Mapping[str, Tensor]) -> Tensor:
+        """The sum of the losses of the rows that count; they enter the split's metrics, and so do the answers."""
         weight = batch.share.weight
-        real = slice(None) if weight.all() else (weight > 0).to(logits.device)  # nearly always all rows count
+        real = slice(None) if weight.all() else (weight > 0).to(losses.device)  # nearly always all rows count
         some, mean = bool(weight.any()), f"{split}/loss"
-        if some:
-            self.measures[mean].update(losses[real].detach())
+        for name, each in {mean: losses.detach(), **{f"{split}/{name}": each for name, each in more.items()}}.items():
+            measure = self._measure_of(name)
+            if some:
+                measure.update(each[real])
+        if logits is None:
+            return losses.sum()
         scores, truth = self.task.judged(logits[real].detach().float(), _heavier(batch)[real], self._units)
         for name, measure in self.measures.items():
             if name.startswith(f"{split}/") and name != mean and (some or name in self._listed):
                 measure.update(scores, truth)
         return losses.sum()
+
+    def _measure_of(self, name: str) -> Metric:
+        """What a stage tells of its samples is known by name when it tells it first."""
+        if name not in self.measures:
+            self.measures[name] = MeanMetric().to(self.device)
+        return self.measures[name]
 
     def results(self, split: str) -> dict[str, float]:
         """The epoch's metrics over the whole split, on every rank; starts the next epoch's."""
@@ -159,7 +193,7 @@ class PhaseModule(pl.LightningModule):
         """Go on with an epoch's metrics: what `measured` has told of each rank, among which these ranks share it out."""
         for each in told[self.trainer.global_rank :: self.trainer.world_size]:
             for name, kept in each.items():
-                measures.put(self.measures[name], kept)
+                measures.put(self._measure_of(name), kept)
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.chain, self._optimizer.lr * self.phase.lr, self._optimizer.weight_decay, self.phase)

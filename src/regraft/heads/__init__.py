@@ -10,7 +10,12 @@ from pydantic import Field
 
 from regraft import imagenet
 from regraft.errors import Problem, UserError, nearest
-from regraft.registry import Group, Named, doc
+from regraft.heads.captioners import Captions, Tags
+from regraft.heads.ctc import Ctc
+from regraft.heads.detectors import RCNNHead
+from regraft.heads.frames import Frames
+from regraft.heads.spec import HeadSpec, Trained
+from regraft.registry import Group, doc
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,31 +23,6 @@ if TYPE_CHECKING:
 Penalty = Annotated[float, Field(gt=0)] | list[Annotated[float, Field(gt=0)]] | Literal["auto"]
 Metric = Literal["cosine", "euclidean"]
 CALIBRATE = "true or false: multiply the scores by one number, found on val, so that their softmax or sigmoid gives probabilities"
-
-
-class HeadSpec(Named):
-    """Common to all heads."""
-
-    pretrained: ClassVar[bool] = (
-        False  # whether it wants the classifier that the net's weights came with: what `build` gives has `take(weight, bias)`
-    )
-    fits: ClassVar[bool] = False  # whether it is solved in closed form, or by a solver of its own (`fitting.fit`), with no epochs
-    stacks: ClassVar[bool] = False  # whether many of them can be trained as one batch
-    kinds: ClassVar[tuple[str, ...]] = ("class", "tags", "numbers")  # of truth that it can learn
-
-    def unfit(self, classes: Sequence[str]) -> list[Problem]:
-        """What keeps it from telling a dataset's classes apart, found without torch; keys are relative to the spec."""
-        return []
-
-    def build(self, features: int, classes: Sequence[str]) -> nn.Module:
-        """[b, features] -> [b, classes], in the order of their names; draws from torch's global stream, which the caller seeds."""
-        raise NotImplementedError
-
-
-class Trained(HeadSpec):
-    """Common to the heads that train in epochs."""
-
-    dropout: float = doc("part of the head's inputs dropped while training, 0..1", ge=0, lt=1)
 
 
 class Linear(Trained):
@@ -165,6 +145,22 @@ class Solved(HeadSpec):
         return solved(features, len(classes))
 
 
+class Crossed(Solved):
+    """Common to those whose choice may be made on folds of train."""
+
+    CHOSEN: ClassVar[str] = "penalty"  # the key that may hold several
+
+    folds: int | None = doc("k of the k folds of train on which a list or auto is decided, by the mean over them; null: on val", ge=2)
+
+    def several(self) -> bool:
+        """Whether there is something to choose."""
+        given = getattr(self, self.CHOSEN)
+        return isinstance(given, str) or (isinstance(given, list) and len(given) > 1)
+
+    def problems(self) -> list[Problem]:
+        return _choices(self.CHOSEN, getattr(self, self.CHOSEN))
+
+
 class Ridge(Solved):
     """Least squares on one-hot targets with a penalty on the weights, in closed form (Hoerl and Kennard 1970)."""
 
@@ -175,21 +171,48 @@ class Ridge(Solved):
         return _choices("penalty", self.penalty)
 
 
-class Logistic(Solved):
+class Logistic(Crossed):
     """Cross-entropy with a penalty on the squared weights, minimised by L-BFGS; many labels: one sigmoid for each."""
 
     kinds = ("class", "tags")
 
     penalty: Penalty = doc(
         "half of it times the squared weights is added to the summed losses (1 / C of scikit-learn, 2 / C for two classes), more than 0; "
-        "a list or auto: the one that is best on val"
+        "a list or auto: the best on val, or on folds"
     )
     standardize: bool = doc("true or false: the penalty is on the weights of features of deviation 1, not of the features as they are")
     max_iter: int = doc("most iterations of L-BFGS for each penalty", ge=1)
     tolerance: float = doc("it has converged when no slope of the mean loss is steeper than this", gt=0)
 
-    def problems(self) -> list[Problem]:
-        return _choices("penalty", self.penalty)
+
+class SVM(Crossed):
+    """Linear support vector machines on standardised features, one class against the rest (Cortes and Vapnik 1995)."""
+
+    kinds = ("class", "tags")
+
+    penalty: Penalty = doc(
+        "half of it times the squared weights is added to the summed squared hinge losses (1 / C of LinearSVC), more than 0; "
+        "a list or auto: the best on val, or on folds"
+    )
+    calibrate: bool = doc(CALIBRATE)
+
+
+class Forest(Crossed):
+    """Trees on pictures drawn with replacement, each split the best among the square root of the features' number (Breiman 2001)."""
+
+    CHOSEN = "depth"
+
+    trees: int = doc("how many trees vote", ge=1)
+    depth: Annotated[int, Field(ge=1)] | list[Annotated[int, Field(ge=1)]] | Literal["auto"] | None = doc(
+        "splits from a tree's root to a leaf at most; null: no bound; a list or auto: the best on val, or on folds"
+    )
+    leaf: int = doc("pictures in each leaf at least", ge=1)
+
+    def build(self, features: int, classes: Sequence[str]) -> nn.Module:
+        """A forest without trees, which a finished run's tensors fill."""
+        from regraft.trees import Trees
+
+        return Trees(features, len(classes))
 
 
 class KNN(Solved):
@@ -242,11 +265,18 @@ GROUP = Group(
     "head",
     {
         "linear": Linear,
+        "frames": Frames,
+        "rcnn": RCNNHead,
+        "captioner": Captions,
+        "tagger": Tags,
+        "ctc": Ctc,
         "mlp": MLPHead,
         "cosine": CosineHead,
         "narrow": Narrow,
         "ridge": Ridge,
         "logistic": Logistic,
+        "svm": SVM,
+        "forest": Forest,
         "knn": KNN,
         "nearest_mean": NearestMean,
     },

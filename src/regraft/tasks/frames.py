@@ -1,0 +1,52 @@
+"""What sounds at each step: minus the log-likelihood of a step, and how many of its notes are right."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from regraft.tasks.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torchmetrics import Metric
+
+    from regraft.tasks.units import Units
+
+SILENCE = "-"
+
+
+class Frames(TaskSpec):
+    """Yes or no for each output at each step: `nll` in nats for each step, less is better, and `frame_accuracy` (Bay et al. 2009)."""
+
+    KIND = "frames"
+    METRICS = ("nll", "frame_accuracy")
+    brings: ClassVar = {"head": "frames", "loss": "own"}
+
+    def meters(self, outputs: int) -> dict[str, Metric]:
+        from regraft.tasks.frame_metrics import FrameAccuracy, FrameNLL
+
+        return {"nll": FrameNLL(), "frame_accuracy": FrameAccuracy()}
+
+    def judged(self, logits: Tensor, truth: Tensor, units: Units | None) -> tuple[Tensor, Tensor]:
+        """[n, T, P], [n, T, P + 1] as they are: a probability of 1 has no logarithm to be told from another's"""
+        return logits, truth
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
+
+    def averaged(self, logits: Tensor) -> Tensor:
+        from torch.nn.functional import logsigmoid
+
+        return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)  # log of the odds of the mean
+
+    def answers(self, scores: Tensor, names: list[str]) -> list[str]:
+        """The steps of each sequence, one word each: C4+E4, or - where nothing sounds; [n, T, P]"""
+        return [_words(piece, names) for piece in (scores >= 0.5).tolist()]
+
+    def truths(self, truth: Tensor, names: list[str]) -> list[str]:
+        """The same of [n, T, P + 1], without what was padded."""
+        return [_words(piece[piece[:, -1] > 0, :-1].tolist(), names) for piece in truth]
+
+
+def _words(piece: list[list[float]], names: list[str]) -> str:
+    return " ".join("+".join(name for name, sounds in zip(names, step, strict=True) if sounds) or SILENCE for step in piece)
