@@ -160,6 +160,7 @@ def test_what_each_takes() -> None:
         "focal": ("class", "tags"),
         "mse": ("numbers",),
         "huber": ("numbers",),
+        "own": ("class", "tags", "numbers", "boxes", "text", "frames"),
     }
 
 

@@ -33,9 +33,9 @@ MISTAKES = {
     "a key of another entry": ("model=mlp model.arch=resnet26d", ["model.arch = resnet26d", "model=mlp has no arch; model=timm has it"]),
     "a key of several other entries": (
         "model.depth=50",
-        ["model=efficientnet_lite has no depth; model=alexnet, model=vgg", "model=convnet or model=mlp have it"],
+        ["model=efficientnet_lite has no depth; model=alexnet, model=vgg", "model=dbn or model=crnn have it"],
     ),
-    "a typo of another entry's key": ("model.depht=50", ["did you mean model.depth?", "model=convnet or model=mlp have it"]),
+    "a typo of another entry's key": ("model.depht=50", ["did you mean model.depth?", "model=dbn or model=crnn have it"]),
     "a key of an entry that has none": ("freeze.n=2", ["freeze=backbone has no n; freeze=last has it"]),
     "a key of a logger that is not there": ("logger.wandb.project=x", ["logger.wandb.project = x", "logger=wandb has it"]),
     "a typo in a key of Hydra's": ("hydra.run.dri=x", ["hydra.run.dri = x", "did you mean hydra.run.dir?"]),

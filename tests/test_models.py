@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from torchvision import models
 
-from regraft import freeze, freezing, imagenet, streams, weights
+from regraft import entering, freeze, freezing, imagenet, streams, weights
 from regraft.chain import Chain, CutError
+from regraft.datasets.source import PICTURES
 from regraft.errors import UserError
 from regraft.models import GROUP, MLP, EfficientNetLite, ModelSpec, Timm, Torchvision, convnet
 from regraft.models import timm as any_timm
@@ -68,7 +70,7 @@ def test_file_and_spec_have_the_same_keys_each_with_a_comment(path: Path) -> Non
     assert values["name"] == path.stem
     assert values.keys() == GROUP.spec(path.stem).model_fields.keys()
     for key in values.keys() - {"name"}:
-        assert re.search(rf"^{key}: \S+ +# \S+", path.read_text(), re.MULTILINE), key
+        assert re.search(rf"^{key}:.* # \S+", path.read_text(), re.MULTILINE), key
     assert spec_of(path).problems() == []
     assert "weights" not in spec_of(path).deciding()
 
@@ -95,28 +97,43 @@ STAGES = {
     "mlp": ["layer1"],
     "resnet": ["stem", "layer1", "layer2", "layer3", "layer4"],
     "vgg": ["conv1", "conv2", "conv3", "conv4", "conv5", "fc"],
+    **{name: ["layer1"] for name in ("rnn", "lstm", "gru")},
+    "dbn": ["rbm1", "rbm2", "rbm3"],
+    "handcrafted": ["features"],
+    "crnn": ["conv1", "conv2", "conv3", "lstm1"],
+}
+BUILT_FOR_ONE_SIZE = ("mlp", "convnet", "dbn", "handcrafted", "rcnn", "captioner")
+
+
+ENTERS: dict[str, dict[str, Any]] = {
+    "pictures": PICTURES,
+    "sequence": {"kind": "sequence", "shape": [7, 4], "tokens": 0},
+    "array": {"kind": "array", "shape": [16, 40], "tokens": 0},
 }
 
 
 @pytest.mark.parametrize("path", ENTRIES, ids=lambda path: path.stem)
 def test_a_net_comes_from_the_seed_and_passes_its_least_picture(path: Path) -> None:
     spec, size = spec_of(path, **{"depth": 11} if path.stem == "vgg" else {}), SMALL.get(path.stem, 32)
+    enters = ENTERS[spec.takes[0]]
     torch.manual_seed(3)
-    one = spec.build(size)
+    one = entering.net(spec, size, enters)
     drawn = torch.get_rng_state()
     torch.manual_seed(3)
-    assert not torch.equal(torch.get_rng_state(), drawn)
-    two = spec.build(size).module.state_dict()
+    assert not torch.equal(torch.get_rng_state(), drawn) or not one.module.state_dict()
+    two = entering.net(spec, size, enters).module.state_dict()
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.module.state_dict().items())
-    assert len(one.mean) == len(one.std) == one.channels
-    side = one.least if path.stem not in ("mlp", "convnet") else size  # these are built for one size
-    assert one.module.eval()(torch.zeros(1, one.channels, side, side)).dim() == 2
-    chain = Chain(one, nn.Identity(), torch.zeros(2, one.channels, size, size))
+    assert len(one.mean) == len(one.std) == (one.channels if enters == PICTURES else 0)
+    chain = Chain(one, nn.Identity(), entering.sample(one, size, enters))
     if path.stem in STAGES:
         assert list(chain.stages) == [*STAGES[path.stem], "head"]
     else:
-        assert len(chain.stages) == {"efficientnet_lite": 10, "timm": 9}[path.stem]
-    assert (path.stem == "timm") or spec.least() == one.least
+        assert len(chain.stages) == {"efficientnet_lite": 10, "timm": 9, "rcnn": 10, "captioner": 10}[path.stem]
+    if enters != PICTURES:
+        return
+    side = one.least if path.stem not in BUILT_FOR_ONE_SIZE else size
+    assert one.module.eval()(torch.zeros(1, one.channels, side, side)).dim() == (4 if path.stem == "captioner" else 2)
+    assert path.stem in ("timm", *BUILT_FOR_ONE_SIZE) or spec.least() == one.least
     assert spec.least() <= side
 
 
@@ -533,7 +550,7 @@ def test_where_nothing_was_published_there_is_no_classifier() -> None:
     for path in ENTRIES:
         with torch.device("meta"):
             spec = spec_of(path)
-            assert spec.classifier({}, spec.build(64)) is None
+            assert spec.classifier({}, entering.net(spec, 64, ENTERS[spec.takes[0]])) is None
 
 
 def test_what_the_talk_reports_is_told_by_the_specs() -> None:

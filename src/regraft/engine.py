@@ -74,7 +74,7 @@ class Engine:
         self.supply: Supply = like.supply if like else Supply(settings, chain, source, say, show)
         self.samples = self.supply.samples
         self.sampling = self.supply.reading.sampling() | {"seed": settings.seed}  # how an epoch goes through the pictures
-        self.batch = settings.batch.halved(folder.record.get("halved", 0) if folder.exists else 0)
+        self.batch = settings.batch.halved(folder.halved)
         self.batch_steps = GlobalBatches(len(self.samples["train"]), self.batch, **self.sampling).steps  # of a whole epoch
         self.epochs = 0 if settings.head.fits else settings.trainer.epochs(self.batch_steps)
         self.phases = self._drawn() if self.epochs or settings.head.fits else []

@@ -72,6 +72,11 @@ class RunFolder:
         return None
 
     @property
+    def halved(self) -> int:
+        """How often a GPU's memory was too small for the run, and what it takes at once was halved."""
+        return int(self.record.get("halved", 0)) if self.exists else 0
+
+    @property
     def waits(self) -> bool:
         """Whether the run was handed on to somewhere, and nobody waits for it here."""
         record = self.record

@@ -294,7 +294,7 @@ def train(members: Sequence[Member], feeds: dict[str, Feed], choice: Choice) -> 
         together = list(same)
         engine = together[0].engine
         most = min(len(together), int(memory(device_of(engine.settings.hardware)) / weight(together[0])))
-        most = max(1, most >> engine.folder.record.get("halved", 0))
+        most = max(1, most >> engine.folder.halved)
         for start in range(0, len(together), most):
             _fit(together[start : start + most], feeds, choice)
 
