@@ -37,6 +37,7 @@ GIVEN = {  # what has no value that would do everywhere
     "dataset/spam": ["dataset.path=pictures"],
     "dataset/text": ["dataset.path=labels.csv"],
     "dataset/voc": ["dataset.path=pictures"],
+    "freeze/greedy": ["model=dbn"],
     "freeze/phases": ["freeze.phases=[{name: a, epochs: 20, trains: [head]}]"],
     "freeze/surgical": ["freeze.stages=[layer1]"],
     "freeze/until": ["freeze.stage=layer1"],
@@ -445,3 +446,8 @@ def test_what_decides_no_result_is_no_axis(axis):
     """Its runs would have one id, and one folder."""
     with pytest.raises(UserError, match=r"decides no result.*give one value"):
         Composer().jobs(["dataset=digits", "seed=0,1", axis], multirun=True)
+
+
+def test_stages_train_alone_only_where_they_have_losses_of_their_own():
+    with pytest.raises(UserError, match=r"freeze = greedy: it trains each stage by a loss of its own.*model=dbn has"):
+        Composer().jobs(["freeze=greedy", "dataset=digits"], multirun=False)

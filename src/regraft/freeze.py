@@ -50,6 +50,8 @@ class FreezePolicy(Named):
 
     layer_decay: float = doc("factor on the learning rate for each stage from the head downward, 0..1; 1: none", gt=0, le=1)
     stage_lr: dict[str, Annotated[float, Field(gt=0)]] | None = doc("factors on the learning rate: {STAGE or block: FACTOR}; null: none")
+    alone: ClassVar[bool] = False  # whether stages train by losses of their own, which not every net has
+
     norm_stats: Literal["train", "frozen"] = doc("running statistics of norms in what trains: train (they move) or frozen (they stay)")
 
     def draw(self, layout: Layout, epochs: int) -> list[Phase]:
@@ -290,6 +292,8 @@ def _written(values: Any, at: str) -> Any:
 class Greedy(FreezePolicy):
     """The lowest stage trains alone and without truth, then the next one on what it gives, up to the head; then everything trains for the
     task (Hinton et al. 2006, section 4; Bengio et al. 2007)."""
+
+    alone = True
 
     pretrain: int = doc("epochs of each stage", ge=1)
     pretrain_lr: float = doc("factor on optimizer.lr while a stage trains alone", gt=0)

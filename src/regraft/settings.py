@@ -328,6 +328,13 @@ def _solved(whole: Settings) -> None:
         raise UserError(found)
 
 
+def _solitary(whole: Settings) -> None:
+    if whole.freeze.alone and not whole.model.alone:
+        fitting = [name for name, spec in models.GROUP.builtin.items() if getattr(spec, "alone", False)]
+        remedy = f"it trains each stage by a loss of its own; those of model={whole.model.name} have none, model={'|'.join(fitting)} has"
+        raise UserError(Problem("freeze", whole.freeze.name, remedy))
+
+
 def _learnable(whole: Settings) -> None:
     head, kind = whole.head, whole.task.KIND
     if head.learns != (whole.loss.name == "own"):
@@ -355,6 +362,7 @@ RULES: dict[tuple[str, ...], Callable[[Settings], object]] = {  # what no spec s
     ("head", "model"): _classifier,
     ("head", "freeze", "hardware"): _solved,
     ("head", "task", "loss"): _learnable,
+    ("freeze", "model"): _solitary,
     ("launcher", "hardware", "sweeper", "dataset", "model"): lambda whole: whole.launcher.reaches(
         whole.hardware, whole.sweeper.name, {"dataset": whole.dataset, "model": whole.model}
     ),

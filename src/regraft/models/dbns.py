@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class DBN(ModelSpec):
     """Deep Belief Network (Hinton et al. 2006): stacked restricted Boltzmann machines, which freeze=greedy trains one by one."""
 
+    alone: ClassVar[bool] = True
+
     depth: int = doc("number of machines, 1 or more", ge=1)
     width: int = doc("hidden units of each machine", ge=1)
     visible: Literal["binary", "gaussian"] = doc("units that see the data: binary (values within 0..1) or gaussian (standardised)")

@@ -37,6 +37,7 @@ class ModelSpec(Named):
     weights: str = doc("imagenet, none, or the path of a weights file or of an earlier run", decides=False, path=True)
 
     packages: ClassVar[tuple[str, ...]] = ()  # beside torch's and timm's, whose versions decide what the net makes of a picture
+    alone: ClassVar[bool] = False  # whether its stages can train by losses of their own (`learning.Solitary`)
     takes: ClassVar[tuple[str, ...]] = ("pictures",)  # what enters it: of pictures, sequence, tokens, array
     reported: ClassVar[tuple[float, str] | None] = None  # the family's top-5 error on ImageNet, 0..1, and where that comes from
 
