@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from test_resume import again, same, told
 
+from regraft import asking
+from regraft.errors import UserError
 from regraft.record import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -116,3 +118,15 @@ def test_what_is_frozen_is_cached_and_gives_the_same(executed, given, family):
     parts = executed([*typed, "hardware.accumulate=3"], folder="parts")
     same(cached, parts, abs=1e-4)
     assert cached.evaluate() == pytest.approx(cached.metrics, abs=1e-4)
+
+
+def test_pictures_are_predicted_in_the_tasks_own_words(executed, given, tmp_path, capsys):
+    for family, kind in (("boxes", list), ("captions", str)):
+        run = executed([*words(given, family), "trainer.max_epochs=1"], folder=family)
+        assert asking.predict(str(run.folder.path), [str(tmp_path / "3.png")], 3, as_json=True) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["file"] == str(tmp_path / "3.png")
+        assert isinstance(json.loads(said["predicted"]) if kind is list else said["predicted"], kind)
+    run = executed([*words(given, "series"), "trainer.max_epochs=1"], folder="series")
+    with pytest.raises(UserError, match=r"reads no pictures \(sequence\)"):
+        asking.predict(str(run.folder.path), [str(tmp_path / "3.png")], 3, as_json=True)

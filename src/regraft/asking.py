@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from regraft.datasets.source import ARRAYS, PICTURES
 from regraft.errors import Problem, UserError, nearest
 
 
@@ -40,7 +41,14 @@ def predict(word: str, names: Sequence[str], top: int, as_json: bool) -> int:
     files = [file for name in names for file in _pictures(Path(name))]
     if top < 1:
         raise UserError(Problem("--top", top, "at least 1 is needed"))
-    task = run.settings.task
+    task, enters = run.settings.task, (run.record["data"].get("input") or PICTURES)["kind"]
+    if enters != "pictures":
+        raise UserError(Problem("RUN", word, f"it reads no pictures ({enters}), and files of other kinds are not predicted yet"))
+    if task.KIND in ARRAYS:
+        for path, answer in run.predict(files):
+            [said] = task.answers(answer[None], run.classes)
+            print(json.dumps({"file": str(path), "predicted": said}, ensure_ascii=False) if as_json else f"{path}  {said}")
+        return 0
     top = len(run.classes) if task.KIND == "numbers" else min(top, len(run.classes))
     width = max(map(len, run.classes))
     for path, scores in run.predict(files):

@@ -78,12 +78,15 @@ def _files(group: str) -> dict[str, Any]:
 
 
 def nets() -> Iterator[tuple[ModelSpec, str]]:
-    """Every net of every family, without weights: one for each value of a key that has a list of them (depth); and that key."""
+    """Every net of every family that takes pictures, without weights: one for each value of a key that has a list of them (depth); and
+    that key."""
     group = GROUPS["model"]
     for name in group.names():
         try:
             spec = group.spec(name)
         except UserError:  # as above
+            continue
+        if "pictures" not in getattr(spec, "takes", ()):
             continue
         choices = {key: get_args(field.annotation) for key, field in spec.model_fields.items() if get_origin(field.annotation) is Literal}
         for chosen in product(*choices.values()):

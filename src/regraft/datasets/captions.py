@@ -246,7 +246,7 @@ def _bytes(path: Path) -> bytes:
 
 def _read_csv(spec: Captions, path: Path) -> Iterator[Entry]:
     """The lines below the header. Raises UserError: not UTF-8, columns that are missing, ragged lines, words that are no split."""
-    from regraft.datasets.tables import DELIMITERS, Line, _lines
+    from regraft.datasets.tables import DELIMITERS, Line, lines_of
 
     data = _bytes(path)
     try:
@@ -267,7 +267,7 @@ def _read_csv(spec: Captions, path: Path) -> Iterator[Entry]:
             else Problem(f"{path}:1", None, f"has no column {name} (dataset.{key}); {nearest(name, header) or there}")
             for key, name in strange
         )
-    lines: list[Line] = list(_lines(path, text, delimiter, header))
+    lines: list[Line] = list(lines_of(path, text, delimiter, header))
     words = {line.number: line.cells[spec.split].lower() for line in lines} if spec.split else {}
     known = f"{spec.split} is {either(SPLIT_FOLDERS)}"
     if wrong := [

@@ -108,10 +108,10 @@ def _read(spec: Csv, path: Path) -> list[Line]:
         )
     if twice := [name for name in dict.fromkeys(name for _, name in needed) if header.count(name) > 1]:
         raise UserError(Problem(f"{path}:1", None, f"has two columns called {name}; rename one") for name in twice)
-    return list(_lines(path, text, delimiter, header))
+    return list(lines_of(path, text, delimiter, header))
 
 
-def _lines(path: Path, text: str, delimiter: str, header: Sequence[str]) -> Iterator[Line]:
+def lines_of(path: Path, text: str, delimiter: str, header: Sequence[str]) -> Iterator[Line]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     begin = 1
     try:
