@@ -274,6 +274,7 @@ DECIDES = {  # key -> another value
     "dataset.size": 64,
     "dataset.classes": "[bird,fruit]",
     "dataset.per_class": 3,
+    "dataset.labelled": 3,
     "dataset.folds": 3,
     "freeze.layer_decay": 0.5,
     "freeze.stage_lr": "{layer4: 0.5}",
@@ -341,7 +342,12 @@ def run_id(typed: str = "") -> str:
 
 
 def test_the_tables_below_name_every_key() -> None:
-    by_itself = {"model.weights", "dataset.fold", "cache.views"}  # the weights' own hash decides; a fold needs folds, and a draw chance
+    by_itself = {
+        "model.weights",
+        "dataset.fold",
+        "cache.views",
+        "row",
+    }  # the weights' own hash decides; a fold needs folds, a draw chance, a row a file
     keys = {key for key in flat(job("hardware=cpu").config) if not key.endswith(".name")} | {"sweep.name"}
     assert keys - by_itself == {key for key in {**DECIDES, **UNDECIDING} if "." in key or key in PLAIN} - {"hydra.run.dir"}
 

@@ -24,30 +24,45 @@ SHORT = ["plots=false", "hardware.workers=0", "trainer.max_epochs=1", "trainer.p
 OWN = {  # what makes each of them short
     "augmentations": ["data.size=32", "dataset.per_class=1"],
     "cats_and_dogs": ["data.size=32"],
+    "dbn": ["freeze.pretrain=1,0", "trainer.max_epochs=4", "dataset.per_class=4", "dataset.labelled=2"],
     "depth_dropout_devices": ["dataset.per_class=2", "hardware.devices=1"],
     "few_pictures": ["data.size=32"],
     "freeze_policies": ["data.size=32", "dataset.per_class=1", "freeze=lp_ft,none", "trainer.max_epochs=2"],
     "from_scratch": ["dataset.per_class=1", 'dataset.classes=["bird","bug"]', "model=convnet,resnet"],
     "only_cats_and_dogs": ["trainer.max_epochs=0", "data.size=64"],
     "scenes": ["dataset.train=8", "dataset.val=4", "dataset.test=4"],
+    "talk": ["data.size=32", "dataset.per_class=1", "row=majority,lp_ft", "trainer.max_epochs=2"],
+    "talk_few": ["data.size=32", "row=probe", "dataset.per_class=5,40", "trainer.max_epochs=1"],
     "whitening": ["dataset.per_class=4"],
 }
 ELSEWHERE = ("imagenet", "vowels", "chorales")  # their data is not here, or too long for a short step
 PROBE, LITE = ["head"], ["stem", *(f"blocks.{number}" for number in range(7)), "conv_head", "head"]
 RESNET = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
+DBN = ["rbm1", "rbm2", "rbm3", "head"]
 CONVNET = ["conv1", "conv2", "conv3", "conv4", "fc", "head"]
 # side (px), points of the sweep, train, val and test pictures at both its ends, and what each phase trains at both its ends
 EXPECTED = {
     "augmentations": (32, 10, [(19, 208, 210)] * 2, [PROBE], [PROBE]),
     "cats_and_dogs": (32, 5, [(14, 8, 8), (18, 8, 4)], [PROBE], [PROBE]),
+    "dbn": (8, 10, [(20, 269, 269)] * 2, [[stage] for stage in DBN[:-1]] + [DBN], [DBN]),
     "depth_dropout_devices": (32, 4, [(20, 269, 269)] * 2, [RESNET], [RESNET]),
     "few_pictures": (32, 15, [(19, 208, 210), (343, 208, 210)], [PROBE], [PROBE]),
     "freeze_policies": (32, 2, [(19, 208, 210)] * 2, [PROBE, LITE], [LITE]),
     "from_scratch": (64, 2, [(2, 20, 20)] * 2, [CONVNET], [RESNET]),
     "only_cats_and_dogs": (64, 5, [(14, 8, 8), (18, 8, 4)], [], []),
     "scenes": (160, 2, [(8, 4, 4)] * 2, [PROBE], [PROBE]),
+    "talk": (32, 6, [(19, 208, 210)] * 2, [PROBE], [PROBE, LITE]),
+    "talk_few": (32, 6, [(95, 208, 210), (518, 208, 210)], [PROBE], [PROBE]),
     "whitening": (16, 4, [(40, 269, 269)] * 2, [CONVNET], [CONVNET]),
 }
+
+
+def test_every_recipe_is_a_row_of_the_talk(tmp_path):
+    planned = sweep.plan(config.Composer().jobs(["experiment=talk", f"hydra.sweep.dir={tmp_path}"], multirun=False))
+    rows = [each.job.config["row"] for each in planned]
+    assert sorted(set(rows)) == sorted(path.stem for path in FILES.with_name("row").glob("*.yaml"))
+    assert len(planned) == 3 * len(set(rows)) == len({each.run_id for each in planned})
+    assert sweep.axes(planned) == ["seed", "row"], "what a recipe brings along is not an axis of its own"
 
 
 def executed(jobs, folder):

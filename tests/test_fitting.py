@@ -38,6 +38,7 @@ PLAIN: dict[str, dict[str, Any]] = {  # with nothing to choose on val
     "nearest_mean": {"calibrate": False},
     "svm": {"penalty": 3.0, "calibrate": False},
     "forest": {"depth": 4},
+    "majority": {},
 }
 SMALL: dict[str, dict[str, Any]] = {"forest": {"trees": 7, "folds": 3}}  # what would only take time
 
@@ -325,6 +326,14 @@ def test_tags_that_never_or_always_hold_are_told_so() -> None:
     assert torch.equal((solve(plain("ridge"), (x, y), kind="tags")[0].module(x) > 0).float()[:, :2], y[:, :2])
     [none] = solve(plain("logistic"), (x, torch.ones(40, 4)), kind="tags")  # nothing is left to learn
     assert (none.module(x) == 20).all()
+
+
+def test_majority_is_train_s_frequencies_whatever_the_picture() -> None:
+    x, _ = data(10, 3)
+    y = torch.tensor([2] * 5 + [0] * 3 + [3] * 2)
+    [found] = solve(spec("majority"), (x, y))
+    answers = found.module(torch.randn(4, 3)).softmax(1)
+    assert torch.allclose(answers, torch.tensor([0.3, 0.0, 0.5, 0.2]).expand(4, 4), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["ridge", "nearest_mean"])

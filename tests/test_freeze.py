@@ -230,7 +230,7 @@ def test_gradients_modes_and_groups(chain, count):
     for group in groups:
         assert group["weight_decay"] == (0.1 if group["params"][0].ndim > 1 else 0)
         assert {parameter.ndim > 1 for parameter in group["params"]} == {group["params"][0].ndim > 1}
-    optimizer = AdamW(name="adamw", lr=0.5, weight_decay=0.1, betas=[0.9, 0.999]).build(groups)
+    optimizer = AdamW(name="adamw", lr=0.5, weight_decay=0.1, betas=[0.9, 0.999]).build(groups, fused=True)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained)
 
 

@@ -44,7 +44,7 @@ def narrow(**fold: list[int | str]) -> Narrow:
 
 def test_each_spec_has_its_file_with_the_same_keys_each_with_a_comment() -> None:
     assert [path.stem for path in ENTRIES] == sorted(GROUP.builtin)
-    assert len(ENTRIES) == 15
+    assert len(ENTRIES) == 16
     for path in ENTRIES:
         values = yaml.safe_load(path.read_text())
         assert next(iter(values)) == "name"
@@ -91,7 +91,7 @@ def test_cosine_is_torch_s_times_the_scale(learn: bool) -> None:
 
 def test_a_head_says_how_it_learns() -> None:
     specs: dict[str, type[HeadSpec]] = GROUP.builtin  # type: ignore[assignment]
-    solved = {"ridge", "logistic", "svm", "forest", "knn", "nearest_mean"}
+    solved = {"ridge", "logistic", "svm", "forest", "knn", "nearest_mean", "majority"}
     assert {name for name, spec in specs.items() if spec.fits} == solved
     assert {name for name, spec in specs.items() if not spec.fits and not spec.learns} == set(TRAINED)
     assert {name for name, spec in specs.items() if spec.stacks} == {"linear", "mlp", "cosine"}
@@ -100,6 +100,7 @@ def test_a_head_says_how_it_learns() -> None:
         "logistic": ("class", "tags"),
         "svm": ("class", "tags"),
         "nearest_mean": ("class",),
+        "majority": ("class",),
         "frames": ("frames",),
         "rcnn": ("boxes",),
         "captioner": ("text",),

@@ -47,7 +47,7 @@ class Training:
 
     def __init__(self, spec: Any) -> None:
         self.net, self.groups = net()
-        self.optimizer = spec.build(self.groups)
+        self.optimizer = spec.build(self.groups, fused=True)
         self.scheduler = LambdaLR(self.optimizer, lambda step: 1 / (1 + step))
 
     def steps(self, first: int, last: int) -> Tensor:

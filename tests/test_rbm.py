@@ -196,9 +196,9 @@ def test_cd_learns_a_distribution() -> None:
 
 
 def nudged(rbm: RBM) -> RBM:
-    """As an optimizer's step changes weights in place, but by nothing."""
+    """As an optimizer's step changes weights in place, but by next to nothing."""
     with torch.no_grad():
-        rbm.weight.add_(0)
+        rbm.hidden_bias.add_(1e-6)
     return rbm
 
 
@@ -292,3 +292,24 @@ def test_measures_hold_the_estimate_of_the_weights_as_they_are() -> None:
         rbm.hidden_bias += 3
     torch.testing.assert_close(rbm.measures(v)["log_likelihood"].double(), (-rbm.free_energy(v) - exact(rbm)).detach(), atol=0.2, rtol=0)
     assert rbm.train().measures(v).keys() == {"reconstruction", "free_energy"}
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_every_way_of_changing_the_weights_is_noticed(kind: Callable[..., torch.optim.Optimizer], fused: bool) -> None:
+    torch.manual_seed(0)
+    rbm = RBM(6, 4, particles=5, betas=50)
+    x = torch.rand(8, 6).round()
+    optimizer = kind(rbm.parameters(), lr=0.1, fused=fused)
+    moves, estimates = [], []
+    for epoch in range(3):
+        for _ in range(2):  # two micro-batches of one step: the particles move once
+            (rbm.train().losses(x, torch.arange(8) + epoch).mean() / 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        moves.append(int(rbm.steps))
+        found = rbm.eval().measures(x)["log_likelihood"]
+        estimates.append(float(found.mean()))
+        torch.testing.assert_close(found, log_likelihood(rbm, x, log_z(rbm, betas=50)).float())
+    assert moves == [1, 2, 3]
+    assert len(set(estimates)) == 3

@@ -351,4 +351,4 @@ def test_predictions_of_another_task_are_no_boxes(tmp_path: Path) -> None:
 
     polars.DataFrame({"id": ["a"], "truth": ["cat"], "predicted": ["dog"]}).write_parquet(tmp_path / "predictions.parquet")
     with pytest.raises(UserError, match="holds no boxes"):
-        report.write(tmp_path / "predictions.parquet", None, tmp_path / "boxes.png")  # type: ignore[arg-type]
+        report.drawn(tmp_path / "predictions.parquet", None)  # type: ignore[arg-type]

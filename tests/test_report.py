@@ -18,7 +18,7 @@ from rich.console import Console
 from regraft.datasets.source import InMemory, Sample
 from regraft.errors import UserError
 from regraft.record import METRICS, PREDICTIONS, Metrics, RunFolder
-from regraft.report import canvas, pictures, tables
+from regraft.report import canvas, pictures, tables, worst
 from regraft.report.statistics import wilson
 
 HOSTILE = ["$x$", "[red]r[/red]", "two\nlines\x1b[31m", "W" * 300, "\u202eevil", "مرحبا", "猫", "_", "$\\frac{$", "a" * 60 + " b"]
@@ -181,6 +181,16 @@ def test_result_holds_the_records_figures(tmp_path: Path) -> None:
     assert text.count(".png") == 6  # five skipped ones, and of the pictures the one that exists
 
 
+def test_classes_are_told_one_by_one_where_they_are_few(tmp_path: Path) -> None:
+    few = {name: {"accuracy": number / 4, "truths": 4} for number, name in enumerate(["bug", "[red]flag", "fruit"])}
+    assert "each class: bug 0.000, [red]flag 0.250, fruit 0.500" in words(
+        shown(tables.result(finished(tmp_path / "few", ["a"], details=few)))
+    )
+    many = {str(number): {"accuracy": 0.5, "truths": 4} for number in range(tables.EACH + 1)}
+    for name, details in {"many": many, "other": {"a": {"truths": 3}, "b": {}}}.items():
+        assert "each class" not in shown(tables.result(finished(tmp_path / name, ["a"], details=details)))
+
+
 def test_what_ran_live_throughout_is_said_with_its_reason(tmp_path: Path) -> None:
     live = [{"boundary": "stem", "split": split, "mode": "live", "why": "cache.mode=off"} for split in ("train", "val")]
     text = shown(tables.result(finished(tmp_path / "run", ["a"], cache=live)))
@@ -309,11 +319,11 @@ def test_mistakes_are_the_surest_wrong_answers(tmp_path: Path) -> None:
     predict(folder, ["cat", "dog", "cow"], answers)
     given = pictures.answers(folder / PREDICTIONS)
     assert given is not None
-    worst = pictures.mistakes(given)
-    assert [each.id for each in worst] == ["surest wrong", "a wrong, as sure", "b wrong", "least wrong", "diverged"]
-    assert worst[0] == pictures.Mistake("surest wrong", "dog", "cow", 0.97)
-    assert worst[-1].score is None
-    assert [each.id for each in pictures.mistakes(given, most=2)] == ["surest wrong", "a wrong, as sure"]
+    found = worst.mistakes(given)
+    assert [each.id for each in found] == ["surest wrong", "a wrong, as sure", "b wrong", "least wrong", "diverged"]
+    assert found[0] == worst.Mistake("surest wrong", "dog", "cow", 0.97)
+    assert found[-1].score is None
+    assert [each.id for each in worst.mistakes(given, most=2)] == ["surest wrong", "a wrong, as sure"]
 
 
 def opened(path: Path) -> Image.Image:
@@ -346,8 +356,8 @@ def test_the_sheet_shows_the_mistakes_pictures(tmp_path: Path) -> None:
     predict(folder, ["cat", "dog"], [("test/0/0.png", 0, [1.0, 0.0]), ("test/0/1.png", 0, [0.1, 0.9]), ("test/1/1.png", 1, [0.8, 0.2])])
     pictures.draw(folder, held)
     sheet = opened(folder / "mistakes.png")
-    middle = pictures.HEAD + pictures.BOX // 2
-    first, second = (sheet.getpixel((pictures.MARGIN + number * pictures.PITCH + pictures.BOX // 2, middle)) for number in (0, 1))
+    middle = worst.HEAD + worst.BOX // 2
+    first, second = (sheet.getpixel((worst.MARGIN + number * worst.PITCH + worst.BOX // 2, middle)) for number in (0, 1))
     assert first == (0, 60, 200)  # test/0/1.png
     assert second == (20, 60, 200)  # test/1/1.png
     colours = {colour for _, colour in sheet.getcolors(1 << 24) or []}
@@ -356,10 +366,10 @@ def test_the_sheet_shows_the_mistakes_pictures(tmp_path: Path) -> None:
 
 def test_no_mistakes_is_said_and_a_lost_picture_does_not_stop_the_sheet() -> None:
     with canvas.styled():
-        none = pictures.sheet([], 8, source(["cat", "dog"]))
-        lost = pictures.sheet([pictures.Mistake("gone.png", "cat", "dog", 0.9)], 8, source(["cat", "dog"]))
+        none = worst.sheet([], 8, source(["cat", "dog"]))
+        lost = worst.sheet([worst.Mistake("gone.png", "cat", "dog", 0.9)], 8, source(["cat", "dog"]))
     assert none.height < 250 < lost.height
-    assert min(np.asarray(none).min(), np.asarray(lost)[pictures.HEAD + 10 : pictures.HEAD + pictures.BOX - 10].min()) < 160  # words
+    assert min(np.asarray(none).min(), np.asarray(lost)[worst.HEAD + 10 : worst.HEAD + worst.BOX - 10].min()) < 160  # words
 
 
 def test_counts_are_truth_by_prediction() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars
 import pytest
 import yaml
 from hypothesis import given
@@ -404,6 +405,15 @@ def test_what_sounds_next_is_to_be_predicted(tmp_path: Path, pieces: Path) -> No
         assert not target[count:].any()
     shorter = opened(tmp_path, "chorales", path=str(pieces), length=20)  # what is read has another shape, and so another hash
     assert not {each.sha256 for each in shorter.samples} & {each.sha256 for each in source.samples}
+
+
+def test_what_is_said_of_a_piece_ends_with_it(executed: Any, pieces: Path) -> None:
+    small = ["model=lstm", "model.width=4", "model.pool=none", "freeze=none", "trainer.max_epochs=1", "hardware=cpu", "hardware.workers=0"]
+    run = executed(["task=frames", "dataset=chorales", f"dataset.path={pieces}", *small])
+    rows = polars.read_parquet(run.folder / "predictions.parquet").to_dicts()
+    assert len(rows) == 8
+    assert [len(row["predicted"].split()) for row in rows] == [len(row["truth"].split()) for row in rows]
+    assert min(len(row["truth"].split()) for row in rows) < 31, "some are padded"
 
 
 def test_settings_of_one_melody_share_a_split(tmp_path: Path, pieces: Path) -> None:

@@ -44,7 +44,7 @@ def made(kind: str, count: int = 3) -> list[nn.Module]:
 def alone(head, spec, rate, decay, data, norm) -> None:
     groups = [[p for p in head.parameters() if (p.ndim > 1) == decayed] for decayed in (True, False)]
     optimizer = spec(rate, decay).build(
-        [{"params": each, "lr": rate, "weight_decay": decay * (not i)} for i, each in enumerate(groups) if each]
+        [{"params": each, "lr": rate, "weight_decay": decay * (not i)} for i, each in enumerate(groups) if each], fused=False
     )
     for x, y in data:
         optimizer.zero_grad()

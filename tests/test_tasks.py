@@ -17,6 +17,7 @@ from regraft import cli, heads
 from regraft.errors import UserError
 from regraft.graft import Run
 from regraft.record import Metrics
+from regraft.tasks.frames import Frames
 
 DIGITS = ["dataset=digits", "dataset.per_class=5", "model=mlp", "model.weights=none", "trainer.max_epochs=3", "hardware=cpu"]
 DIGITS += ["trainer.checkpoint_seconds=0", "optimizer.lr=0.01", "data.batch_size=10", "hardware.workers=0"]
@@ -96,10 +97,11 @@ def judged(run: Run) -> dict[str, float]:
     truth = np.array([[name in row.split("|") for name in run.classes] for row in told["truth"]])
     scores = np.array(told["scores"].to_list())
     said = np.array([[name in row.split("|") for name in run.classes] for row in told["predicted"]])
-    assert np.array_equal(said, scores >= 0.5)
+    assert np.array_equal(said, scores >= np.array(run.record["thresholds"], np.float32))
     return {
         "map": metrics.average_precision_score(truth, scores, average="macro"),
         "accuracy": (said == truth).mean(),
+        "micro_f1": metrics.f1_score(truth.ravel(), said.ravel()),
         "macro_f1": np.mean([metrics.f1_score(*columns) for columns in zip(truth.T, said.T, strict=True)]),
         "auroc": metrics.roc_auc_score(truth, scores, average="macro"),
     }
@@ -230,3 +232,89 @@ def test_what_does_not_fit_together_is_refused(executed, table, words, said):
     with pytest.raises(UserError) as error:
         executed([*CSV, *table, *words])
     assert said in str(error.value)
+
+
+def best_f1(scores: np.ndarray, truth: np.ndarray) -> float:
+    """The highest F1 that any threshold gives."""
+    return max(metrics.f1_score(truth, scores >= each) for each in scores)
+
+
+def test_each_tags_threshold_is_the_best_on_val_and_stays_with_the_run(executed, table, tmp_path, capsys):
+    run = executed([*CSV, *table, *LABELS, "trainer.max_epochs=2"])
+    chosen = np.array(run.record["thresholds"], np.float32)
+    val = run.source.split("val")
+    scores = np.stack([scores.numpy() for _, scores in run.predict([tmp_path / sample.id for sample in val])])
+    truth = val.truth().astype(bool)
+    for tag in range(2):
+        said = scores[:, tag] >= chosen[tag]
+        assert metrics.f1_score(truth[:, tag], said) == pytest.approx(best_f1(scores[:, tag], truth[:, tag]))
+    assert run.metrics["val/micro_f1"] == pytest.approx(metrics.f1_score(truth.ravel(), (scores >= chosen).ravel()))
+    assert not np.array_equal(scores >= chosen, scores >= 0.5), "else nothing is shown"
+    assert run.evaluate() == pytest.approx(run.metrics, abs=1e-6)
+    picture = next(row for row in answers(run).to_dicts() if (np.array(row["scores"]) >= chosen).any())
+    assert cli.main(["predict", str(run.folder.path), str(tmp_path / picture["id"]), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["predicted"] == picture["predicted"]
+
+
+def test_what_val_can_t_choose_is_one_half_and_said_so(executed, table, tmp_path):
+    path = tmp_path / "labels.csv"
+    rows = list(csv.reader(path.open(newline="")))
+    for row in rows[1:]:
+        row[1] = "0" if row[-1] == "val" else row[1]
+    csv.writer(path.open("w", newline="")).writerows(rows)
+    run = executed([*CSV, *table, *LABELS, "trainer.max_epochs=1"])
+    assert run.record["thresholds"][0] == 0.5 != run.record["thresholds"][1]
+    assert [text.partition(":")[0] for text in run.record["warnings"] if "0.5" in text] == ["no val picture has light"]
+    resplit(path, val=0, test=20)
+    none = executed([*CSV, *table, *LABELS, "dataset.val=0", "trainer.max_epochs=1", "trainer.keep=last"])
+    assert none.record["thresholds"] == [0.5, 0.5]
+    assert any(text.startswith("no val picture has light, tall:") for text in none.record["warnings"])
+    assert none.evaluate() == pytest.approx(none.metrics, abs=1e-6)
+
+
+def test_heads_of_a_stack_have_thresholds_of_their_own(swept, table):
+    typed = [*CSV, *table, *LABELS, "freeze=backbone", "trainer.max_epochs=2", "head.dropout=0,0.5"]
+    stacked = [Run(folder.path) for folder in swept(typed)]
+    assert all(run.record["group"] for run in stacked)
+    assert stacked[0].record["thresholds"] != stacked[1].record["thresholds"]
+    for run in stacked:
+        judged(run)
+        assert run.evaluate() == pytest.approx(run.metrics, abs=1e-5)
+
+
+def test_the_record_holds_each_classs_own_figures_on_test(executed, table, monkeypatch):
+    run = executed([*CSV, *table, *LABELS, "trainer.max_epochs=2"])
+    told = answers(run)
+    truth = np.array([[name in row.split("|") for name in run.classes] for row in told["truth"]])
+    scores = np.array(told["scores"].to_list(), np.float32)
+    for tag, (name, found) in enumerate(run.record["details"].items()):
+        said = scores[:, tag] >= np.float32(run.record["thresholds"][tag])
+        assert name == run.classes[tag]
+        assert found == pytest.approx(
+            {
+                "map": metrics.average_precision_score(truth[:, tag], scores[:, tag]),
+                "f1": metrics.f1_score(truth[:, tag], said),
+                "threshold": run.record["thresholds"][tag],
+                "truths": truth[:, tag].sum(),
+            },
+            abs=1e-6,
+        )
+    of_classes = executed(DIGITS)
+    told, found = answers(of_classes), of_classes.record["details"]
+    right = (told["truth"] == told["predicted"]).to_numpy()
+    assert set(found) == set(told["truth"])
+    for name, figures in found.items():
+        own = (told["truth"] == name).to_numpy()
+        assert figures == pytest.approx({"accuracy": right[own].mean(), "truths": own.sum()})
+    monkeypatch.setattr("regraft.results.DETAILED", 3)
+    few = executed(DIGITS).record["details"]
+    assert few == {name: figures for name, figures in found.items() if name in few}
+    assert sorted(each["accuracy"] for each in few.values()) == sorted(each["accuracy"] for each in found.values())[:3]
+
+
+def test_a_sequences_answer_ends_with_it():
+    task = Frames(name="frames")
+    scores = torch.tensor([[[0.9, 0.1], [0.2, 0.3], [0.1, 0.1]], [[0.1, 0.8], [0.9, 0.9], [0.0, 0.2]]])
+    truth = torch.zeros(2, 3, 3)
+    truth[0, :1, 2], truth[1, :, 2] = 1, 1
+    assert task.answers(task.within(scores, truth), ["C4", "E4"]) == ["C4", "E4 C4+E4 -"]

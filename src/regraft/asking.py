@@ -6,9 +6,19 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from regraft.datasets.layout import SUFFIXES
 from regraft.datasets.source import ARRAYS, PICTURES
 from regraft.errors import Problem, UserError, nearest
+from regraft.report.said import DRAWN
+from regraft.report.words import plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from regraft.datasets.given import Given
+    from regraft.graft import Run
 
 
 def evaluate(word: str, tolerance: float, as_json: bool) -> int:
@@ -33,33 +43,86 @@ def evaluate(word: str, tolerance: float, as_json: bool) -> int:
     return 1 if off else 0
 
 
-def predict(word: str, names: Sequence[str], top: int, as_json: bool) -> int:
-    """What a finished run says of pictures: the `top` classes of each, a line each."""
+def predict(word: str, names: Sequence[str], top: int, as_json: bool, out: Path | None = None) -> int:
+    """What a finished run says of pictures, or of files of the kind that it has learnt on: a line for each, with the `top` classes. `out`:
+    the folder for pictures with what was said drawn in them; None: nothing is drawn."""
     from regraft import load
 
     run = load(_run_folder(word))
-    files = [file for name in names for file in _pictures(Path(name))]
     if top < 1:
         raise UserError(Problem("--top", top, "at least 1 is needed"))
-    task, enters = run.settings.task, (run.record["data"].get("input") or PICTURES)["kind"]
-    if enters != "pictures":
-        raise UserError(Problem("RUN", word, f"it reads no pictures ({enters}), and files of other kinds are not predicted yet"))
-    if task.KIND in ARRAYS:
-        for path, answer in run.predict(files):
-            [said] = task.answers(answer[None], run.classes)
-            print(json.dumps({"file": str(path), "predicted": said}, ensure_ascii=False) if as_json else f"{path}  {said}")
-        return 0
-    top = len(run.classes) if task.KIND == "numbers" else min(top, len(run.classes))
-    width = max(map(len, run.classes))
-    for path, scores in run.predict(files):
-        order = range(top) if task.KIND == "numbers" else scores.topk(top).indices.tolist()
-        ranked = [(run.classes[i], round(scores[i].item(), 6)) for i in order]
-        if as_json:
-            said = {} if task.KIND == "numbers" else {"predicted": task.answers(scores[None], run.classes)[0]}
-            print(json.dumps({"file": str(path), **said, "scores": dict(ranked)}, ensure_ascii=False))
-        else:
-            print(f"{path}  {'  '.join(f'{name:<{width}} {score:.3f}' for name, score in ranked)}")
+    what, suffixes = _reads(run, word)
+    files = [file for name in names for file in _files(Path(name), suffixes, what)]
+    places = _places(files, what, suffixes, out) if out else {}
+    for given, scores in run.ask(files):
+        print(_row(run, given, scores, top) if as_json else _line(run, given, scores, top))
+        if places:
+            from regraft import drawing
+
+            drawing.write(run, given.file, scores, top, places[given.file])
     return 0
+
+
+def _reads(run: Run, word: str) -> tuple[str, tuple[str, ...]]:
+    """What a run can be asked about, and how the names of such files end (none: in any way). Raises UserError where there are no files."""
+    from regraft.datasets import given
+
+    if (run.record["data"].get("input") or PICTURES)["kind"] == "pictures":
+        return "pictures", SUFFIXES
+    reader = given.reader(run.settings.dataset, word)
+    return reader.what, reader.suffixes
+
+
+def _places(files: Sequence[Path], what: str, suffixes: tuple[str, ...], out: Path) -> dict[Path, Path]:
+    """Where each is drawn. Raises UserError for what is no picture, and where another file stands in the way."""
+    from regraft import drawing
+
+    if suffixes != SUFFIXES:
+        raise UserError(Problem("--draw", str(out), f"pictures are drawn on, and this run reads {what}; leave --draw out"))
+    return drawing.places(files, out)
+
+
+def _row(run: Run, given: Given, scores: Tensor, top: int) -> str:
+    """A line of JSON: file, line of the file where it holds several cases, predicted, scores of the likeliest."""
+    kind = run.settings.task.KIND
+    row: dict[str, Any] = {"file": str(given.file)} | ({} if given.line is None else {"line": given.line})
+    if kind != "numbers":
+        said = run.answer(scores)
+        row["predicted"] = json.loads(said) if kind == "boxes" else said
+    if kind not in ARRAYS:
+        row["scores"] = dict(_ranked(run, scores, top))
+    text = json.dumps(row, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()  # of a name that is no UTF-8; as it happens JSON writes such bytes alike
+
+
+def _line(run: Run, given: Given, scores: Tensor, top: int) -> str:
+    """The same for people."""
+    kind = run.settings.task.KIND
+    if kind == "boxes":
+        said = _boxes(run, scores)
+    elif kind in ARRAYS:
+        said = plain(run.answer(scores))
+    else:
+        width = max(map(len, run.classes))
+        said = "  ".join(f"{plain(name):<{width}} {score:.3f}" for name, score in _ranked(run, scores, top))
+        if kind == "tags":
+            said = f"{plain(run.answer(scores)) or 'no tag'}  {said}"
+    return f"{plain(given.file if given.line is None else f'{given.file}:{given.line}')}  {said}"
+
+
+def _ranked(run: Run, scores: Tensor, top: int) -> list[tuple[str, float]]:
+    """The likeliest classes, or all numbers, with their scores."""
+    order = range(len(run.classes)) if run.settings.task.KIND == "numbers" else scores.topk(min(top, len(run.classes))).indices.tolist()
+    return [(run.classes[place], round(scores[place].item(), 6)) for place in order]
+
+
+def _boxes(run: Run, scores: Tensor) -> str:
+    """The boxes that are drawn, too: class, score, and left, top, right, bottom in parts of the picture."""
+    from regraft.report import boxes
+
+    sure = [each for each in boxes.told(scores.tolist(), run.classes) if each.score is not None and each.score >= boxes.SURE]
+    told = [f"{plain(name)} {score:.2f} at {' '.join(f'{side:.2f}' for side in box)}" for name, box, score in sure]
+    return "; ".join(told) or f"no box of a score of {boxes.SURE} or more"
 
 
 def generate(word: str, prime: str, seconds: float, seed: int, out: Path, tempo: float, temperature: float) -> list[Path]:
@@ -84,14 +147,14 @@ def _run_folder(word: str) -> Path:
     raise UserError(Problem("RUN", word, f"not a run folder: it has no {record}; {hint}"))
 
 
-def _pictures(path: Path) -> list[Path]:
-    """A file as it is; a folder's pictures, at any depth. Raises UserError where there is nothing."""
-    from regraft.datasets.layout import SUFFIXES
-
+def _files(path: Path, suffixes: tuple[str, ...], what: str) -> list[Path]:
+    """A file as it is; a folder's files whose names end so (none: all), at any depth, but for our own drawings. Raises UserError where
+    there is nothing."""
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        every = sorted(file for file in path.rglob("*") if not file.name.startswith(".") and file.is_file())
+        found = [file for file in every if not suffixes or (file.suffix.lower() in suffixes and not file.name.endswith(DRAWN))]
         if not found:
-            raise UserError(Problem(str(path), None, "the folder holds no pictures"))
+            raise UserError(Problem(str(path), None, f"the folder holds no {what}"))
         return found
     if not path.is_file():
         raise UserError(Problem(str(path), None, "no such file or folder"))

@@ -67,12 +67,14 @@ class GlobalBatches:
         mix: Mix | None = None,
         last: tuple[int, int] | None = None,
         begun: tuple[int, int] | None = None,
+        places: Tensor | None = None,
     ) -> None:
         """`seed` None: in order, first view. `expand`: every picture in every view each epoch, else one drawn view of each. `mix`: rows
         are mixed with others of their global batch. `last`: an epoch and the number of its steps, where it is a shorter one. `begun`: an
-        epoch and how many of its steps have been done before; they are counted, and passed over."""
+        epoch and how many of its steps have been done before; they are counted, and passed over. `places` [count]: where in the split
+        these pictures stand; None: it has no others."""
         self.count, self.arithmetic, self.rank, self.seed = count, arithmetic, rank, seed
-        self.views, self.expand, self.mix, self.last, self.begun = views, expand, mix, last, begun
+        self.views, self.expand, self.mix, self.last, self.begun, self.places = views, expand, mix, last, begun, places
         self.epoch = self.first_epoch = first_epoch
         self.sampler = self  # where Lightning looks for set_epoch
 
@@ -110,6 +112,7 @@ class GlobalBatches:
 
     def __iter__(self) -> Iterator[Share]:
         index, view = self.draws()
+        index = index if self.places is None else self.places[index]
         a = self.arithmetic
         done = self.begun[1] if self.begun and self.begun[0] == self.epoch else 0
         for step in range(done, self.here):

@@ -227,7 +227,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from regraft import asking
 
-    return asking.predict(options.run, options.files, options.top, options.json)
+    out = Path(options.draw).expanduser().absolute() if options.draw else None
+    return asking.predict(options.run, options.files, options.top, options.json, out)
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -351,11 +352,15 @@ VERBS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] 
         _predict,
         [
             (("run",), {"metavar": "RUN", "help": "a run folder"}),
-            (("files",), {"nargs": "+", "metavar": "FILE", "help": "pictures, or folders of pictures"}),
-            (("--json",), {"action": "store_true", "help": "a line of JSON for each picture"}),
+            (
+                ("files",),
+                {"nargs": "+", "metavar": "FILE", "help": "pictures, or what else it has learnt on: .ts, .txt, .csv; or folders of these"},
+            ),
+            (("--json",), {"action": "store_true", "help": "a line of JSON for each picture, series or text"}),
             (("--top",), {"type": int, "default": 3, "help": "how many classes to show (3)"}),
+            (("--draw",), {"metavar": "DIR", "help": "folder for each picture with what is said of it drawn in it: NAME.predicted.png"}),
         ],
-        "what a finished run says of pictures",
+        "what a finished run says of pictures, series or texts",
     ),
     "generate": (
         _generate,

@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from regraft.augment import filled
+from regraft.datasets.splits import labelled
 from regraft.errors import Problem, UserError, shown
 from regraft.mistakes import hint, keys, knows, own_files, refused, unavailable, unresolved, with_file
 from regraft.overrides import line, parsed, points, spelt, structural, value
@@ -33,6 +34,7 @@ from regraft.settings import GROUPS, MISSING, UNDECIDING, Settings, checked, pat
 
 if TYPE_CHECKING:
     from regraft.datasets.source import Source
+    from regraft.datasets.spec import DatasetSpec
 
 Plain = dict[str, Any]
 KEY = re.compile(r"\$\{([\w.]+)\}")
@@ -290,6 +292,12 @@ def _register_outside() -> None:
             store.store(group=group.name, name=name, node={**values, "name": name}, provider=f"entry point {group.entry_point}")
 
 
+def _unlabelled(spec: DatasetSpec, source: Source) -> Plain:
+    """Of a set of which only a part has labels: how many learn the task, and how many only what needs no label."""
+    known, sizes = labelled(spec, source.split("train")), source.sizes()
+    return {} if known is None else {"sizes": sizes | {"train": len(known)}, "unlabelled": sizes["train"] - len(known)}
+
+
 class Plan:
     """What jobs would read: their data, opened once for all jobs that share it."""
 
@@ -307,6 +315,7 @@ class Plan:
                     "name": job.settings.dataset.name,
                     "fingerprint": source.fingerprint(),
                     **source.facts(),
+                    **_unlabelled(job.settings.dataset, source),
                     "skipped": [{"file": problem.key, "problem": problem.remedy} for problem in source.skipped],
                 }
                 self._found[key] = facts, source

@@ -75,7 +75,7 @@ class Engine:
         self.samples = self.supply.samples
         self.sampling = self.supply.reading.sampling() | {"seed": settings.seed}  # how an epoch goes through the pictures
         self.batch = settings.batch.halved(folder.halved)
-        self.batch_steps = GlobalBatches(len(self.samples["train"]), self.batch, **self.sampling).steps  # of a whole epoch
+        self.batch_steps = self.batches().steps  # of a whole epoch that learns the task
         self.epochs = 0 if settings.head.fits else settings.trainer.epochs(self.batch_steps)
         self.phases = self._drawn() if self.epochs or settings.head.fits else []
         outputs = len(source.classes)
@@ -91,7 +91,7 @@ class Engine:
         self.changing: set[str] = set(like.changing) if like else freezing.changing(chain, self.phases) | own
         pulled = any(phase.pull for phase in self.phases)
         self.start = {name: tensor.detach().clone() for name, tensor in chain.named_parameters()} if pulled else {}
-        train = truth(self.samples["train"])
+        train = self.truth("train")
         self.loss = settings.loss.fitted(train, len(source.classes))
         self.units = Units.of(train) if settings.task.KIND == "numbers" else None
         self.tuned: list[dict[str, Any]] = list(folder.record.get("tuning", [])) if folder.exists else []
@@ -110,7 +110,7 @@ class Engine:
         mine = last.get("regraft", {})
         self.best = Best(**mine["best"]) if mine else Best()
         for number, phase in enumerate(self.phases):  # a warm-up that no phase has room for is told before the first one trains
-            self.settings.schedule.factor(self._steps(number, phase), self.batch_steps)
+            self.settings.schedule.factor(self._steps(number, phase), self.batches(phase).steps)
         if rank == 0:
             Metrics(self.folder / METRICS).start(mine.get("epochs", 0))
         if mine:
@@ -156,9 +156,19 @@ class Engine:
                 raise UserError(Problem("freeze", s.freeze.name, remedy))
         return [freezing.tightened(self.chain, phase) for phase in phases]
 
+    def batches(self, phase: Phase | None = None, **more: Any) -> GlobalBatches:
+        """How a phase goes through train, or (None) what learns the task: a stage that trains by itself sees those without a label too."""
+        places = None if phase and phase.objective == "stage" else self.supply.reading.labelled
+        count = len(self.samples["train"]) if places is None else len(places)
+        return GlobalBatches(count, self.batch, places=places, **self.sampling, **more)
+
+    def truth(self, split: str) -> Tensor:
+        """What is known of a split, in its order: [n], [n, k] or [n, ...]"""
+        return truth(self.samples[split].take(self.supply.reading.told(split).numpy()))
+
     @torch.inference_mode()
     def answers(self, split: str) -> Tensor:
-        """Logits [n, classes], or what else the head answers [n, ...], in float32, for a split's pictures in their order; above the lowest
+        """Logits [n, classes], or what else the head answers [n, ...], in float32, for what `truth` gives of a split; above the lowest
         boundary of all phases. With evaluate.views those whose scores are the mean over the views."""
         task, found = self.settings.task, list[Tensor]()
         with autocast(device_of(self.settings.hardware), chosen(self.settings.hardware, self.tuned)):
@@ -168,15 +178,17 @@ class Engine:
                 found.append(task.averaged(logits) if len(logits) > 1 else logits[0])
         return torch.cat(found) if found else torch.empty(0, len(self.source.classes))
 
-    def measured(self, logits: Tensor, truth: Tensor) -> dict[str, float]:
+    def measured(self, logits: Tensor, truth: Tensor, thresholds: Sequence[float] | None = None) -> dict[str, float]:
         """The task's metrics and the loss of a whole split, in double precision: logits [n, k], numbers in the data's own units; truth
-        [n] or [n, k]. Answers of a head that has a loss of its own have none here: it is no function of them."""
+        [n] or [n, k]. Answers of a head that has a loss of its own have none here: it is no function of them. `thresholds`: as
+        `TaskSpec.meters` takes them."""
         logits, task, units, found = logits.double(), self.settings.task, self.units, dict[str, float]()
         if not self.settings.head.learns:
             losses = self.loss(units.within(logits), units.within(truth)) if units else self.loss(logits, truth)
             found["loss"] = float(losses.double().mean())
         scores, truth = task.judged(units.within(logits) if units else logits, truth, units)
-        for name, meter in self._meters.items():
+        meters = self._meters if thresholds is None else task.meters(len(self.source.classes), thresholds)
+        for name, meter in meters.items():
             meter.distributed_available_fn = lambda: False  # this rank has the whole split, and the others are not asked
             meter.set_dtype(torch.float64).update(scores, truth)
             found[name] = float(meter.compute())
@@ -207,9 +219,7 @@ class Engine:
         last = self._last(number)
         begun = (resumed["epochs"], resumed.get("step", 0)) if resumed else None
         batches = {
-            "train": GlobalBatches(
-                len(feeds["train"]), self.batch, rank=rank, first_epoch=first_epoch, last=last, begun=begun, **self.sampling
-            ),
+            "train": self.batches(phase, rank=rank, first_epoch=first_epoch, last=last, begun=begun),
             "val": GlobalBatches(len(feeds["val"]), _forward(self.batch), rank=rank),
         }
         loaders = {split: feeds[split].loader(batches[split], 0 if feeds[split].light else s.hardware.readers()) for split in batches}
@@ -250,7 +260,7 @@ class Engine:
             return Choice(**told["choice"])
         if not s.hardware.measures():
             return s.hardware.plainest()
-        share = next(iter(GlobalBatches(len(feed), self.batch, **self.sampling)))
+        share = next(iter(self.batches(module.phase)))
         batch = feed.batch(share)
         self.chain.to(device_of(s.hardware))
         choice, told = settle(s.hardware, module, batch, s.cache.folder(), s.model.deciding())
@@ -282,7 +292,7 @@ class Engine:
             monitor=s.monitor,
             seed=s.seed,
             steps=self._steps(number, phase),
-            epoch_steps=self.batch_steps,
+            epoch_steps=self.batches(phase).steps,
             changing=self.changing,
             dtype=self.supply.dtype,
             learns=s.head.learns,
@@ -292,8 +302,8 @@ class Engine:
 
     def _steps(self, number: int, phase: Phase) -> int:
         """Optimizer steps of a phase."""
-        last = self._last(number)
-        return self.batch_steps * phase.epochs - (self.batch_steps - last[1] if last else 0)
+        last, whole = self._last(number), self.batches(phase).steps
+        return whole * phase.epochs - (whole - last[1] if last else 0)
 
     def _last(self, number: int) -> tuple[int, int] | None:
         """The run's last epoch and its steps, where trainer.max_steps ends it early and it lies in this phase."""

@@ -17,7 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from regraft.classifiers import Neighbours
 from regraft.errors import Problem, UserError, either
-from regraft.heads import KNN, SVM, Crossed, Forest, HeadSpec, Logistic, NearestMean, Ridge
+from regraft.heads import KNN, SVM, Crossed, Forest, HeadSpec, Logistic, Majority, NearestMean, Ridge
 from regraft.solvers import forest, svm
 from regraft.solving import (
     NEVER,
@@ -274,6 +274,16 @@ def _nearest_mean(specs: Sequence[NearestMean], given: Given) -> list[Fitted]:
     return best("metric", specs, wanted, made(), given)
 
 
+def _majority(specs: Sequence[Majority], given: Given) -> list[Fitted]:
+    """logit = the logarithm of the class's part of train, whatever the features."""
+    seen = sum((counts(y, given) for _, y in given.train()), torch.zeros(given.outputs, dtype=torch.float64))
+    weight, bias = torch.zeros(given.outputs, given.features, dtype=torch.float64), (seen / seen.sum()).clamp(min=1e-300).log()
+    silence(weight, bias, seen > 0)
+    module = linear(weight, bias)
+    made = Candidate(("train",), module, {"pictures": int(seen.sum())}, partial(answers, module, given))
+    return best("majority", specs, [[("train",)] for _ in specs], iter([made]), given)
+
+
 def _means(batches: Batches, features: int) -> tuple[int, Tensor]:
     """How many pictures there are, and their mean [f] in float64."""
     n, total = 0, torch.zeros(features, dtype=torch.float64)
@@ -320,6 +330,7 @@ WAYS: dict[Any, Callable[..., list[Fitted]]] = {
     Logistic: _logistic,
     KNN: _knn,
     NearestMean: _nearest_mean,
+    Majority: _majority,
     SVM: svm,
     Forest: forest,
 }

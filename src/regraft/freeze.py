@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, create_model
@@ -13,9 +14,11 @@ from regraft.layout import HEAD, Layout, Place, Stages
 from regraft.registry import Group, Named, Spec, doc, parse
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
 
-Only = Literal["all", "norms", "biases"]
+    from regraft.chain import Chain
+
+Only = Literal["all", "norms", "biases"]  # as a user writes it; of a policy's own adapters too
 Objective = Literal["task", "stage"]
 
 
@@ -28,7 +31,7 @@ class Phase:
     boundary: str  # the lowest stage that trains; what lies below it gives the same answer every time
     trains: tuple[str, ...]  # the stages in which anything trains, in the chain's order
     lr: float = 1.0  # factor on optimizer.lr
-    only: Only = "all"  # which of these stages' parameters train; the head trains wholly
+    only: Only | Literal["adapters"] = "all"  # which of these stages' parameters train; the head trains wholly
     norm_stats: Literal["train", "frozen"] = "train"  # running statistics of norms that would move
     factors: tuple[tuple[str, float], ...] = ()  # stages whose learning rate has a factor of its own, beside `lr`
     pull: tuple[float, float] | None = (
@@ -57,6 +60,10 @@ class FreezePolicy(Named):
     def draw(self, layout: Layout, epochs: int) -> list[Phase]:
         """The phases of a run; what they train are `layout.names(...)`. Raises UserError for what this net does not have."""
         raise NotImplementedError
+
+    def adapt(self, chain: Chain, sample: Tensor) -> None:
+        """Puts into a chain what trains beside its own layers; most policies put nothing there. `sample`: as `Chain` takes it. Draws from
+        torch's global stream. Raises UserError where the net has no place for it."""
 
     def named(self) -> Iterator[Place]:
         """The stages and blocks that this policy is given by name."""
@@ -205,6 +212,38 @@ class BitFit(NormOnly):
     only: ClassVar[Only] = "biases"
 
 
+class Lora(FreezePolicy):
+    """Low-rank adapters train beside frozen layers, and the head (Hu et al. 2022, section 4.1). What lies below the lowest is cached."""
+
+    rank: int = doc("columns of each adapter", ge=1)
+    alpha: int = doc("an adapter's answer is multiplied by alpha / rank", ge=1)
+    layers: Literal["auto", "attention", "convolutions", "all"] = doc(
+        "which layers; auto: attention's where there are any, else convolutions"
+    )
+    kind: Literal["lora", "dora"] = doc("dora: a layer's length trains apart from its direction (Liu et al. 2024)")
+    down_to: str | None = doc("the lowest stage or block with adapters; null: the whole net")
+
+    def problems(self) -> list[Problem]:
+        return [] if find_spec("peft") else [Problem("name", self.name, "the package peft is not installed: pip install 'regraft[lora]'")]
+
+    def named(self) -> Iterator[Place]:
+        if self.down_to is not None:
+            yield Place("freeze.down_to", self.down_to, "from")
+
+    def draw(self, layout: Layout, epochs: int) -> list[Phase]:
+        return [phase(self.kind, epochs, layout.names(0 if self.down_to is None else layout.spans[self.down_to][0]), only="adapters")]
+
+    def adapt(self, chain: Chain, sample: Tensor) -> None:
+        from regraft import adapters
+
+        names = adapters.fitting(chain, self.layers, self.down_to, sample)
+        if not names:
+            where = f" from {self.down_to} upward" if self.down_to else ""
+            remedy = f"this net has no such layers{where} that take adapters; freeze.layers=all takes every linear layer and convolution"
+            raise UserError(Problem("freeze.layers", self.layers, remedy))
+        adapters.put(chain, names, self.rank, self.alpha, self.kind == "dora")
+
+
 class Surgical(FreezePolicy):
     """A few stages train, and the head; they need not be neighbours (Lee et al. 2023, section 2)."""
 
@@ -295,7 +334,7 @@ class Greedy(FreezePolicy):
 
     alone = True
 
-    pretrain: int = doc("epochs of each stage", ge=1)
+    pretrain: int = doc("epochs of each stage; 0: none learns alone, which is what pretraining is compared with", ge=0)
     pretrain_lr: float = doc("factor on optimizer.lr while a stage trains alone", gt=0)
 
     def asks(self) -> bool:
@@ -310,6 +349,7 @@ class Greedy(FreezePolicy):
                 f"{len(below)} stages of {self.pretrain} epochs each need {needed}, and all beyond train the task; {needed + 1} would work"
             )
             raise UserError(Problem("trainer.max_epochs", epochs, remedy))
+        below = below if self.pretrain else []
         alone = [phase(stage, self.pretrain, layout.inside([stage]), self.pretrain_lr, objective="stage") for stage in below]
         return [*alone, phase("fine-tune", left, layout.names(0))] if left else alone
 
@@ -327,6 +367,7 @@ GROUP = Group(
         "norm_only": NormOnly,
         "bitfit": BitFit,
         "l2_sp": L2SP,
+        "lora": Lora,
         "greedy": Greedy,
         "phases": Phases,
     },

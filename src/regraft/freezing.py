@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from regraft.adapters import is_adapter
 from regraft.layout import HEAD
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from regraft.chain import Chain
-    from regraft.freeze import Only, Phase
+    from regraft.freeze import Phase
 
 
 def trained(chain: Chain, current: Phase) -> Iterator[tuple[str, nn.Parameter]]:
@@ -22,7 +23,9 @@ def trained(chain: Chain, current: Phase) -> Iterator[tuple[str, nn.Parameter]]:
     for stage in current.trains:
         for where, module in chain.named_modules_of(stage):
             for name, parameter in module.named_parameters(recurse=False):
-                if _wholly(where, current) or (where.split(".")[0] == "backbone" and _partly(module, name, parameter, current.only)):
+                if _wholly(where, current) or (
+                    where.split(".")[0] == "backbone" and PARTS[current.only](module, f"{where}.{name}", parameter)
+                ):
                     yield f"{where}.{name}", parameter
 
 
@@ -127,5 +130,10 @@ def _wholly(where: str, current: Phase) -> bool:
     return current.only == "all" or where.split(".")[0] == HEAD
 
 
-def _partly(module: nn.Module, name: str, parameter: nn.Parameter, only: Only) -> bool:
-    return is_norm(module) if only == "norms" else name.endswith("bias") and parameter.ndim == 1
+# what a phase's `only` lets train: (module, name of its parameter in the chain, the parameter)
+PARTS: dict[str, Callable[[nn.Module, str, nn.Parameter], bool]] = {
+    "all": lambda module, name, parameter: True,
+    "norms": lambda module, name, parameter: is_norm(module),
+    "biases": lambda module, name, parameter: name.endswith("bias") and parameter.ndim == 1,
+    "adapters": lambda module, name, parameter: is_adapter(name),
+}

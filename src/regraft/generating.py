@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Predict = Callable[[np.ndarray], np.ndarray]  # bool [t, P] -> probabilities [P] that each note sounds at the next step
 TEMPO = 90.0  # quarters a minute
 POLYPHONY = 4  # notes at once
-BAR = 4  # quarters
 
 
 def predictor(net: Callable[[Tensor], Tensor]) -> Predict:
@@ -97,7 +96,7 @@ def write(
     midi.write(whole, files[0], step, tempo)
     names = [midi.name(each) for each in pitches]
     title = f"Played on by {run.settings.model.name}, seed {seed}"
-    canvas.save(rolls.picture(roll, len(given), names, BAR * midi.STEPS[step], title), files[1])
+    canvas.save(rolls.picture(roll, len(given), names, rolls.QUARTERS * midi.STEPS[step], title), files[1])
     return files
 
 

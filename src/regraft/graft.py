@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from regraft import entering, feeds, streams, weights
+from regraft import adapters, entering, streams, weights
 from regraft.chain import Chain
 from regraft.computing import autocast, chosen
-from regraft.datasets import pictures
+from regraft.datasets import given, pictures
+from regraft.datasets.given import Given, Known
 from regraft.datasets.source import PICTURES, Source
 from regraft.errors import Problem, UserError
 from regraft.reading import Reading
 from regraft.record import MODEL, RunFolder
 from regraft.settings import Settings, settings
+from regraft.tasks.spec import HALF
 from regraft.tasks.units import Units
 from regraft.whitening import Whitening
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from regraft.feeds import Every
 
 State = dict[str, Tensor]
+NOTHING = np.zeros(0)  # of a picture, which is read when its batch is asked for
 
 
 def build(s: Settings, classes: Sequence[str], enters: Mapping[str, Any] = PICTURES) -> tuple[Chain, weights.Origin]:
@@ -49,7 +53,7 @@ def build(s: Settings, classes: Sequence[str], enters: Mapping[str, Any] = PICTU
         weights.load(backbone.module, s.model.adapt(published, backbone), "model.weights", s.model.weights)
     earlier = Run(s.model.weights).chain if origin.kind == "run" else None
     if earlier:
-        weights.load(backbone.module, s.model.inherit(state_of(earlier), backbone), "model.weights", s.model.weights)
+        weights.load(backbone.module, s.model.inherit(adapters.merged(earlier.backbone), backbone), "model.weights", s.model.weights)
     chain = _graft(backbone, s, classes, enters)
     if earlier and earlier.whitening and not s.augmentation.whiten():
         chain.whitening = earlier.whitening  # its stages have learnt on whitened pictures
@@ -63,8 +67,8 @@ def build(s: Settings, classes: Sequence[str], enters: Mapping[str, Any] = PICTU
 
 
 def state_of(chain: Chain) -> State:
-    """A copy of the backbone's tensors."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in chain.backbone.state_dict().items()}
+    """A copy of the backbone's tensors, its adapters left out."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in adapters.bare(chain.backbone.state_dict()).items()}
 
 
 def _backbone(s: Settings, enters: Mapping[str, Any]) -> Backbone:
@@ -83,6 +87,8 @@ def _graft(backbone: Backbone, s: Settings, classes: Sequence[str], enters: Mapp
         chain = Chain(backbone, head, sample, len(classes))
     for cut in s.freeze.cuts(chain.layout):
         chain.split(cut)
+    with streams.seeded(s.seed, "adapters"):
+        s.freeze.adapt(chain, sample)
     return chain
 
 
@@ -107,6 +113,11 @@ class Run:
     @property
     def classes(self) -> list[str]:
         return list(self.record["data"]["classes"])
+
+    @property
+    def thresholds(self) -> list[float]:
+        """From which score on each class is said, where several may be: as it was chosen on val."""
+        return list(self.record.get("thresholds") or [HALF] * len(self.classes))
 
     @property
     def _enters(self) -> Mapping[str, Any]:
@@ -138,7 +149,7 @@ class Run:
 
         live = replace(self.settings, cache=self.settings.cache.model_copy(update={"mode": "off"}))
         engine = Engine(live, self.chain, self.source, self.folder, lambda text: None, False)
-        return {name: value for split in engine.samples for name, value in measure(engine, split)[0].items()}
+        return {name: value for split in engine.samples for name, value in measure(engine, split, self.thresholds)[0].items()}
 
     @torch.inference_mode()
     def scores(self, batch: np.ndarray) -> Tensor:
@@ -147,12 +158,35 @@ class Run:
 
     def predict(self, files: Iterable[str | os.PathLike[str]], size: int = 32) -> Iterator[tuple[Path, Tensor]]:
         """Each picture with its probabilities [classes], read in batches of `size`; with evaluate.views they are the means over the views.
-        Raises UserError for one that can't be read."""
+        Of a set that is none of pictures each case of each file (`datasets.given`). Raises UserError for a file that can't be read."""
+        for each, scores in self.ask(map(Path, files), size):
+            yield each.file, scores
+
+    def ask(self, files: Iterable[Path], size: int = 32) -> Iterator[tuple[Given, Tensor]]:
+        """The same, with the line of the file where it holds several cases."""
         task = self.settings.task
-        for some in _batches(map(Path, files), size):
-            views = torch.stack([self._picture(path) for path in some], 1)  # [views, b, c, size, size]
+        for some in _batches(self._given(files), size):
+            if self._enters["kind"] == "pictures":
+                views = torch.stack([self.views(each.file) for each in some], 1)  # [views, b, c, size, size]
+            else:
+                views = pad_sequence([torch.from_numpy(each.values) for each in some], batch_first=True)[None]
             logits = torch.stack([self._logits(x) for x in views])
             yield from zip(some, task.scores(task.averaged(logits) if len(logits) > 1 else logits[0]), strict=True)
+
+    def answer(self, scores: Tensor) -> str:
+        """What `ask` gives for one case, in the words of predictions.parquet."""
+        [said] = self.settings.task.answers(scores[None], self.classes, self.thresholds)
+        return str(said)
+
+    def _given(self, files: Iterable[Path]) -> Iterator[Given]:
+        """What there is to ask about, one after the other."""
+        if self._enters["kind"] == "pictures":
+            yield from (Given(path, None, NOTHING) for path in files)
+            return
+        spec = self.settings.dataset
+        reader = given.reader(spec, str(self.folder.path))
+        for path in files:
+            yield from reader.read(Known(spec, self.record["data"], self.folder.path), path)
 
     @torch.inference_mode()
     def _logits(self, x: Tensor) -> Tensor:
@@ -170,8 +204,8 @@ class Run:
         reading = Reading(s, self.source if needed else Source(self.classes, ()))
         return reading.every(reading.samples["test"], reading.measuring())
 
-    def _picture(self, path: Path) -> Tensor:
-        """[views, c, size, size]"""
+    def views(self, path: Path) -> Tensor:
+        """A picture as the net is fed it, uint8 [views, c, size, size]. Raises UserError for one that can't be read."""
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -200,15 +234,19 @@ def same_data(source: Source, record: dict[str, Any]) -> None:
         raise UserError(Problem("dataset", record["data"]["name"], remedy))
 
 
-def measure(engine: Engine, split: str) -> tuple[dict[str, float], Tensor]:
-    """A split's metrics over all its pictures, and the logits [n, classes]; no metrics where the split is empty."""
-    logits = engine.answers(split)
-    truth = feeds.truth(engine.samples[split])  # [n] or [n, k]
+def measure(
+    engine: Engine, split: str, thresholds: Sequence[float] | None, logits: Tensor | None = None
+) -> tuple[dict[str, float], Tensor]:
+    """A split's metrics over all its pictures, and the logits [n, classes], which may be there already; no metrics where the split is
+    empty. `thresholds`: those that val has chosen."""
+    logits = engine.answers(split) if logits is None else logits
+    truth = engine.truth(split)  # [n] or [n, k]
     if not len(truth):
         return {}, logits
-    return {f"{split}/{name}": value for name, value in engine.measured(logits, truth).items() if math.isfinite(value)}, logits
+    found = engine.measured(logits, truth, thresholds)
+    return {f"{split}/{name}": value for name, value in found.items() if math.isfinite(value)}, logits
 
 
-def _batches(paths: Iterator[Path], size: int) -> Iterator[list[Path]]:
-    while some := list(islice(paths, size)):
+def _batches(every: Iterator[Given], size: int) -> Iterator[list[Given]]:
+    while some := list(islice(every, size)):
         yield some

@@ -15,7 +15,11 @@ from regraft.models import ModelSpec
 from regraft.registry import parse
 from regraft.settings import FILES_GROUPS, GROUPS, SECTIONS
 
-FILES_ABOUT = "overrides and a sweep in one file; of your own: experiment/NAME.yaml in a folder that --config-dir or hydra.searchpath names"
+FILES_ABOUT = {
+    "experiment": "overrides and a sweep in one file",
+    "row": "a whole recipe by one name: row=probe,fine_tune sweeps over recipes, which one table compares",
+}
+OWN = "of your own: {}/NAME.yaml in a folder that --config-dir or hydra.searchpath names"
 
 
 def groups() -> Iterator[str]:
@@ -24,8 +28,8 @@ def groups() -> Iterator[str]:
     for name, group in GROUPS.items():
         yield f"{name:<{width}}  {group.about}"
         yield f"{'':<{width}}    {', '.join(group.names())}"
-    for name in FILES_GROUPS:
-        yield f"{name:<{width}}  {FILES_ABOUT}"
+    for name, about in FILES_ABOUT.items():
+        yield f"{name:<{width}}  {about}; {OWN.format(name)}"
         yield f"{'':<{width}}    {', '.join(_files(name))}"
     for name, section in SECTIONS.items():
         yield f"{name + '.*':<{width}}  {(section.__doc__ or '').partition(': ')[2].rstrip('.')}"
@@ -44,7 +48,7 @@ def entries(name: str, config_dir: str | None = None) -> Iterator[str]:
         for entry, file in [*_files(name).items(), *((file.stem, file) for file in own)]:
             lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# ") and not line.startswith("# @")]
             yield f"{name}={entry}  {lines[0].removeprefix('# ') if lines else file}"
-        yield f"{name}=NAME  {FILES_ABOUT}"
+        yield f"{name}=NAME  {FILES_ABOUT[name]}; {OWN.format(name)}"
         return
     if name in SECTIONS:
         values = yaml.safe_load((resources.files("regraft.conf") / "config.yaml").read_text(encoding="utf-8"))[name]

@@ -26,8 +26,9 @@ class OptimizerSpec(Named):
     lr: float = doc("learning rate at its peak", gt=0)
     weight_decay: float = doc("weight decay of weights; norms and biases have none", ge=0)
 
-    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """The optimizer over parameter groups that carry their own lr and weight_decay."""
+    def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
+        """The optimizer over parameter groups that carry their own lr and weight_decay. `fused`: torch's steps in one pass over the
+        weights, six times as fast on a processor, where whoever scales the gradients (fp16) does not want to do so himself."""
         raise NotImplementedError
 
 
@@ -39,10 +40,10 @@ class SGD(OptimizerSpec):
     momentum: float = doc("momentum, 0..1", ge=0, lt=1)
     nesterov: bool = doc("look ahead (Nesterov); needs momentum")
 
-    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+    def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
         from torch.optim import SGD as TorchSGD
 
-        return TorchSGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov and self.momentum > 0)
+        return TorchSGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov and self.momentum > 0, fused=fused)
 
 
 class Moments(OptimizerSpec):
@@ -61,19 +62,19 @@ class Moments(OptimizerSpec):
 class Adam(Moments):
     """Adam; its weight decay is a part of the gradient (Kingma and Ba 2015, algorithm 1)."""
 
-    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+    def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
         from torch.optim import Adam as TorchAdam
 
-        return TorchAdam(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]))
+        return TorchAdam(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), fused=fused)
 
 
 class AdamW(Moments):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
-    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+    def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
         from torch.optim import AdamW as TorchAdamW
 
-        return TorchAdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]))
+        return TorchAdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), fused=fused)
 
 
 class Timm(OptimizerSpec):
@@ -100,7 +101,7 @@ class Timm(OptimizerSpec):
             found.append(Problem("betas", self.betas, what))
         return found
 
-    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+    def build(self, groups: list[dict[str, Any]], fused: bool) -> Optimizer:
         from timm.optim import create_optimizer_v2
 
         more: dict[str, Any] = {"betas": tuple(self.betas)} if self.betas else {}

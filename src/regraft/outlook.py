@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from regraft.datasets.splits import labelled
 from regraft.eviction import FOLDER
 from regraft.files import digest, write_json
 from regraft.freeze import BackboneFrozen
@@ -100,7 +101,7 @@ def outlook(groups: Sequence[Sequence[tuple[Settings, str, Any]]]) -> Outlook:
         for each in told["passes"]:
             at = str(s.cache.folder() / FOLDER / Path(each["store"]).name)
             new = asked.setdefault(at, set())
-            keys = set(source.split(each["split"]).sha256s()) - new
+            keys = set(_samples(s, source, each["split"]).sha256s()) - new
             absent = len(keys - _there(Path(at)))
             new |= keys
             found.there += len(keys) - absent
@@ -108,6 +109,13 @@ def outlook(groups: Sequence[Sequence[tuple[Settings, str, Any]]]) -> Outlook:
             found.bytes += absent * each["bytes"]
             found.seconds += absent * (each["seconds"] or 0.0)
     return found
+
+
+def _samples(s: Settings, source: Any, split: str) -> Any:
+    """The samples of a split that a run reads."""
+    samples = source.split(split)
+    known = labelled(s.dataset, samples) if split == "train" and not s.freeze.alone else None
+    return samples if known is None else samples.take(known)
 
 
 def _there(store: Path) -> set[str]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regraft import freezing, lr_finder
-from regraft.batches import GlobalBatches
 from regraft.engine import Engine, quiet
 from regraft.errors import Problem, UserError
 from regraft.graft import build
@@ -33,7 +32,7 @@ def run(s: Settings, source: Source, picture: Path, steps: int, say: Callable[[s
         raise UserError(Problem("trainer.max_epochs", s.trainer.max_epochs, "nothing trains, and so there is no rate to find"))
     phase = engine.phases[0]
     feed = engine.supply.feeds(phase.boundary, phase, only=["train"])["train"]
-    loader = feed.loader(GlobalBatches(len(feed), s.batch, **engine.supply.reading.sampling()), 0 if feed.cached else s.hardware.readers())
+    loader = feed.loader(engine.batches(phase), 0 if feed.cached else s.hardware.readers())
     trainer = s.hardware.trainer() | {"gradient_clip_val": s.trainer.clip}
     found = lr_finder.find(engine.module(phase, 0), loader, base=s.optimizer.lr, steps=steps, trainer=trainer)
     lr_finder.draw(found, picture)

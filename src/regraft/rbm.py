@@ -55,8 +55,8 @@ class RBM(nn.Module):
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(hidden, visible), gain))
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
         self.visible_bias = nn.Parameter(torch.zeros(visible))
-        self._moved: int | None = None  # the weights for which the particles have moved
-        self._estimate: tuple[int, ais.Estimate] | None = None  # log Z, and the weights that have it
+        self._moved: list[float] | None = None  # the weights for which the particles have moved
+        self._estimate: tuple[list[float], ais.Estimate] | None = None  # log Z, and the weights that have it
         if particles:
             self.register_buffer("particles", torch.rand(particles, visible).round())
             self.register_buffer("steps", torch.tensor(0))  # how often the particles have moved
@@ -178,9 +178,9 @@ class RBM(nn.Module):
             self._moved = weights
         return self.particles.clone()
 
-    def _weights(self) -> int:
-        """A number that grows with each change of the weights in place."""
-        return sum(parameter._version for parameter in self.parameters())
+    def _weights(self) -> list[float]:
+        """Numbers that tell one state of the weights from another: a parameter's own count of changes misses those of fused optimizers."""
+        return torch.stack([part for each in self.parameters() for part in (each.double().sum(), each.double().square().sum())]).tolist()
 
     def _check(self, v: Tensor) -> None:
         if self.units == "binary" and not (v.min() >= 0 and v.max() <= 1):

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from regraft import whitening
+from regraft.datasets.splits import labelled
 from regraft.feeds import EXTRACT, Arrays, Every, Live
 from regraft.views import IDENTITY, Drawn, Seen
 from regraft.whitening import Colours, Whitening, fit
@@ -25,6 +27,17 @@ class Reading:
     def __init__(self, settings: Settings, source: Source) -> None:
         self.settings, self.source = settings, source
         self.samples: dict[str, Samples] = {split: source.split(split) for split in ("train", "val", "test")}
+        # places in train of the pictures that have a label; None: all have, or the others are not there, since nothing learns without
+        self.labelled: Tensor | None = None
+        if (known := labelled(settings.dataset, self.samples["train"])) is not None:
+            if settings.freeze.alone:
+                self.labelled = torch.from_numpy(known)
+            else:
+                self.samples["train"] = self.samples["train"].take(known)
+
+    def told(self, split: str) -> Tensor:
+        """Places in a split of the pictures whose truth is known, by which it is measured: [k] int64, in its order."""
+        return self.labelled if split == "train" and self.labelled is not None else torch.arange(len(self.samples[split]))
 
     def live(self, split: str, augmented: bool) -> Live | Arrays:
         """A split as training sees it (train alone is augmented), or as it is; what is no picture is never changed."""

@@ -34,7 +34,19 @@ VOCABULARY = "vocabulary.json"  # of a run that reads tokens: what each number s
 DRY = "dry_run"  # in place of a job's id, where nothing was submitted
 JOB = "job.json"  # beside the record of a run that was handed on to what outlives this command
 ENDED = ("done", "pruned")  # what a record says of a run that has nothing left to do
-PACKAGES = ("regraft", "torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy", "pillow")
+PACKAGES = (
+    "regraft",
+    "torch",
+    "torchvision",
+    "timm",
+    "pytorch-lightning",
+    "torchmetrics",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "pillow",
+    "peft",
+)
 BOUND = 64 << 20  # bytes of a config or record that is still read
 TAIL = 16 << 10  # bytes at the end of metrics.csv that hold its last epoch
 

@@ -59,15 +59,16 @@ SECTIONS: dict[str, type[Spec]] = {
 }
 LATER: dict[str, dict[str, Any]] = {  # keys that configs of earlier versions lack, and what held without them
     "cache": {"views": None},
+    "dataset": {"labelled": None},
     "evaluate": {"views": False},
     "launcher": {"jobs": "auto"},
     "sweeper": {"name": "grid"},
     "sweep": {"stack": True, "retry": False, "skip_invalid": False},
 }
-PLAIN = ("seed", "plots")
+PLAIN = ("seed", "plots", "row")
 MISSING = "???"  # what a mandatory value that nobody gave looks like in YAML
 UNDECIDING = ("logger", "launcher", "sweeper", "sweep")  # groups and sections that no result depends on
-FILES_GROUPS = ("experiment",)  # groups of YAML files without a spec: they set other groups' keys
+FILES_GROUPS = ("experiment", "row")  # groups of YAML files without a spec: they set other groups' keys
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Settings:
 
     seed: int
     plots: bool | None
+    row: str | None
     model: models.ModelSpec
     dataset: datasets.DatasetSpec
     freeze: freeze.FreezePolicy
@@ -134,6 +136,7 @@ class Settings:
             found.append(Problem("task", self.task.name, f"dataset={self.dataset.name} has {data['kind']}; task={fitting[0]} learns them"))
         found += [problem._replace(key=f"model.{problem.key}") for problem in self.model.unfit(data["kind"])]
         found += self._enters(data["input"]["kind"], data["kind"])
+        found += [problem._replace(key=f"dataset.{problem.key}") for problem in self.dataset.unfit(data["kind"])]
         if (self.trainer.trains or self.head.fits) and not sizes["train"]:
             found.append(Problem("dataset", self.dataset.name, "there is no train picture"))
         if (
@@ -216,12 +219,14 @@ def _parsed(config: Mapping[str, Any]) -> tuple[Settings, list[Problem]]:
     for key, spec in SECTIONS.items():
         section = config.get(key)
         built[key] = _collect(problems, _section, spec, section, key)
-    seed, plots = config.get("seed"), config.get("plots")
+    seed, plots, row = (config.get(key) for key in PLAIN)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         problems.append(Problem("seed", shown(seed), "a whole number of at least 0 is needed"))
     if plots is not None and not isinstance(plots, bool):
         problems.append(Problem("plots", plots, "true, false or null is needed (null: pictures for single runs, none in a sweep)"))
-    return Settings(seed=seed, plots=plots, **built), problems  # type: ignore[arg-type]
+    if row is not None and not isinstance(row, str):
+        problems.append(Problem("row", shown(row), "a name is needed, as a file of the group row gives it; null: none"))
+    return Settings(seed=seed, plots=plots, row=row, **built), problems  # type: ignore[arg-type]
 
 
 def _later(section: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,6 +262,9 @@ def _epochs(whole: Settings) -> None:
     epochs = whole.trainer.max_epochs
     if not epochs and whole.trainer.max_steps is not None:
         remedy = "trainer.max_epochs=0 means no training; leave one of them out"
+        raise UserError(Problem("trainer.max_steps", whole.trainer.max_steps, remedy))
+    if whole.trainer.max_steps is not None and whole.freeze.alone and whole.dataset and whole.dataset.labelled is not None:
+        remedy = f"epochs of freeze={whole.freeze.name} with and without labels have not the same number of steps; give trainer.max_epochs"
         raise UserError(Problem("trainer.max_steps", whole.trainer.max_steps, remedy))
     if whole.trainer.max_steps is None and epochs and (problem := whole.freeze.epochs_problem(epochs)):
         raise UserError(problem)

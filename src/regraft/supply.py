@@ -116,8 +116,9 @@ class Supply:
                 return
 
     def entering(self, split: str, boundary: str) -> Iterator[Tensor]:
-        """A whole split in its order, as it is measured: [views, b, ...] of what enters the boundary, on this rank's device."""
-        views, device, samples = self.reading.measuring(), device_of(self.settings.hardware), self.samples[split]
+        """A split in its order, but for what has no label, as it is measured: [views, b, ...] of what enters the boundary, on this
+        rank's device."""
+        views, device, told = self.reading.measuring(), device_of(self.settings.hardware), self.reading.told(split)
         if boundary == HEAD and split in self._held:  # a group's heads are measured one after the other
             self.chain.head.to(device).eval()
             yield from self._held[split]
@@ -127,12 +128,12 @@ class Supply:
         rows = [each for each in found if each is not None]
         if len(rows) == len(found):
             size = ROWS if boundary == HEAD else EXTRACT
-            parts = torch.arange(len(samples)).split(size) if samples else ()
+            parts = told.split(size) if len(told) else ()
             read = (torch.stack([each.gather(part) for each in rows]).to(device).float() for part in parts)
-            small = boundary == HEAD and sum(each.bytes for each in rows) * len(samples) <= HELD
+            small = boundary == HEAD and sum(each.bytes for each in rows) * len(told) <= HELD
             yield from self._held.setdefault(split, list(read)) if small else read
             return
-        for batch in self.reading.every(samples, views).in_order(EXTRACT, self.settings.hardware.readers()):
+        for batch in self.reading.every(self.samples[split].take(told.numpy()), views).in_order(EXTRACT, self.settings.hardware.readers()):
             pictures = (self.chain.prepare(x) for x in batch.x.to(device).unbind(1))
             if boundary == self.chain.stages[0]:
                 yield torch.stack(list(pictures))

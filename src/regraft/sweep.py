@@ -14,7 +14,7 @@ from regraft.config import Job, Plan
 from regraft.errors import Problem, UserError
 from regraft.files import digest
 from regraft.record import ENDED, JOB, RunFolder
-from regraft.settings import GROUPS
+from regraft.settings import FILES_GROUPS, GROUPS
 
 if TYPE_CHECKING:
     from regraft.datasets.source import Source
@@ -148,6 +148,8 @@ def axes(planned: Sequence[Planned]) -> list[str]:
     flat = [_flat(each.job.config) for each in planned]
     keys = list(dict.fromkeys(key for each in flat for key in each))
     differing = [key for key in keys if len({repr(each.get(key)) for each in flat}) > 1 or (len(planned) == 1 and _swept(planned[0], key))]
+    if any(_swept(planned[0], key) for key in FILES_GROUPS):  # whole recipes differ in much: their names tell them apart
+        return [key for key in differing if _swept(planned[0], key.removesuffix(".name"))]
     groups = {key.removesuffix(".name") for key in differing if key.endswith(".name") and key.removesuffix(".name") in GROUPS}
     return [key for key in differing if key.endswith(".name") or key.split(".")[0] not in groups or _swept(planned[0], key)]
 

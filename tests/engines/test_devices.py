@@ -250,6 +250,15 @@ def test_mixed_rows(executed, tmp_path):
     assert curves(plain)["train/loss", "2"] != pytest.approx(curves(one)["train/loss", "2"], rel=1e-2), "mixing does something"
 
 
+def test_machines_that_learn_without_labels_and_a_task_with_few(tmp_path):
+    words = ["dataset=digits", "dataset.per_class=8", "dataset.labelled=3", 'dataset.classes=["0","1","2"]', "data.size=8", "model=dbn"]
+    words += ["model.depth=2", "model.width=12", "freeze=greedy", "freeze.pretrain=2", "trainer.max_epochs=7", "data.batch_size=14"]
+    one, two = one_and_two([*(word for word in COMMON if word != "freeze=none"), *words], tmp_path)
+    assert curves(two) == pytest.approx(curves(one), abs=1e-4)
+    assert furthest(one, two) < 1e-4
+    assert (one.record["data"]["sizes"]["train"], two.record["data"]["unlabelled"]) == (9, 15)
+
+
 def test_auxiliary_heads_over_frozen_batchnorm(executed, tmp_path):
     """From weights that keep the variance: from random ones, nothing would come through all layers without BatchNorm's own statistics."""
     with torch.random.fork_rng():

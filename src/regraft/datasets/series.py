@@ -33,7 +33,7 @@ class Case(NamedTuple):
     """One line of a file."""
 
     number: int  # the line's, from 1
-    label: str
+    label: str  # empty where the file names no classes
     steps: np.ndarray  # float64 [t, channels]; NaN where a number is unknown
 
 
@@ -139,13 +139,13 @@ def _files(path: Path) -> dict[str, Path]:
     return {split: file for split, file in pair.items() if file.is_file()}
 
 
-def read(path: Path) -> list[Case]:
-    """A .ts file's cases, one at least. Raises UserError with the file and the line."""
+def read(path: Path, labelled: bool = True) -> list[Case]:
+    """A .ts file's cases, one at least; `labelled`: it must name their classes. Raises UserError with the file and the line."""
     try:
         if path.stat().st_size > BIGGEST:
             raise UserError(Problem(str(path), None, f"is larger than {BIGGEST:,} bytes; give a smaller file"))
         with path.open(encoding="utf-8") as file:
-            cases = list(_cases(path, enumerate(file, 1)))
+            cases = list(_cases(path, enumerate(file, 1), labelled))
     except UnicodeDecodeError:
         raise UserError(Problem(str(path), None, "is no UTF-8; save it as UTF-8")) from None
     except OSError as error:
@@ -155,13 +155,13 @@ def read(path: Path) -> list[Case]:
     return cases
 
 
-def _cases(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Case]:
-    labels, channels, held = _header(path, lines), None, 0
+def _cases(path: Path, lines: Iterator[tuple[int, str]], labelled: bool) -> Iterator[Case]:
+    labels, channels, held = _header(path, lines, labelled), None, 0
     for number, line in lines:
         if not (text := line.strip()) or text[0] in "#%":
             continue
-        *parts, label = (part.strip() for part in text.split(":"))
-        if not parts or not label:
+        *parts, label = (part.strip() for part in (f"{text}:" if labels is None else text).split(":"))
+        if not parts or (labels is not None and not label):
             raise _wrong(path, number, None, "needs channels and a class, with colons between them")
         if labels and label not in labels:
             raise _wrong(path, number, label, f"is no class of @classLabel, which has {either(labels[:TOLD])}")
@@ -176,9 +176,10 @@ def _cases(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Case]:
         yield Case(number, label, np.array(numbers).T)
 
 
-def _header(path: Path, lines: Iterator[tuple[int, str]]) -> list[str]:
-    """The classes that the header names. Raises UserError for what is read by no net here: timestamps, numbers in place of classes."""
-    labels: list[str] = []
+def _header(path: Path, lines: Iterator[tuple[int, str]], labelled: bool) -> list[str] | None:
+    """The classes that the header names; None: its lines have none, and need none. Raises UserError for what is read by no net here:
+    timestamps, numbers in place of classes."""
+    labels: list[str] | None = []
     for number, line in lines:
         key, *values = line.split() or [""]
         match key.lower():
@@ -189,9 +190,10 @@ def _header(path: Path, lines: Iterator[tuple[int, str]]) -> list[str]:
             case "@targetlabel" if values[:1] and values[0].lower() == "true":
                 raise _wrong(path, number, "@targetLabel true", "is a set of numbers to predict; one with @classLabel is needed")
             case "@classlabel":
-                if values[:1] != ["true"]:
+                named = values[:1] == ["true"]
+                if labelled and not named:
                     raise _wrong(path, number, line.strip(), "has no classes to learn; `@classLabel true NAME NAME ...` is needed")
-                labels = values[1:]
+                labels = values[1:] if named else None
             case key if key and key[0] not in "@#%":
                 raise _wrong(path, number, None, "is neither `@key value`, a # comment nor @data; is this a .ts file?")
     raise UserError(Problem(str(path), None, "has no line @data; is this a .ts file?"))

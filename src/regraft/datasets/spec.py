@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from regraft.errors import Problem, UserError, either, nearest
 from regraft.registry import Named, doc
@@ -23,6 +23,10 @@ class DatasetSpec(Named):
     )
     classes: list[str] | None = doc('keep only these classes, in this order (null: all); quote numbers: ["3","8"]')
     per_class: int | None = doc("at most this many train pictures per class, drawn by a fixed seed (null: all)", ge=1)
+    labelled: int | None = doc(
+        "at most this many train pictures per class have a label; the others teach only what needs none (freeze=greedy); null: all have",
+        ge=1,
+    )
     on_error: Literal["raise", "skip"] = doc("raise: name the broken pictures and stop; skip: leave them out and list them", decides=False)
 
     folds: int | None = doc(
@@ -51,6 +55,16 @@ class DatasetSpec(Named):
         except UserError as error:
             return [*found, *(problem._replace(key=problem.key.removeprefix("dataset.")) for problem in error.problems)]
         return [*found, *_unknown(self.classes, known)]
+
+    def unfit(self, kind: str) -> list[Problem]:
+        """What can't be asked of a set that has this kind of truth."""
+        if self.labelled is None or kind == "class":
+            return []
+        return [Problem("labelled", self.labelled, f"labels are counted class by class, and dataset={self.name} has {kind}; null works")]
+
+    def deciding(self) -> dict[str, Any]:
+        """Without `labelled` where all have a label: such runs were the same before there was such a key."""
+        return {key: value for key, value in super().deciding().items() if key != "labelled" or value is not None}
 
     def check(self) -> None:
         """Raises UserError with every problem, keys as the user writes them (`dataset.path`)."""

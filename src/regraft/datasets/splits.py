@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,10 @@ from regraft.datasets.source import Kind, Sample
 from regraft.errors import Problem, UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from regraft.datasets import DatasetSpec
+    from regraft.datasets.samples import Samples
 
 TOLD = 20  # classes that one error names at most
 OPEN = ""  # the split of a sample whose set brings none
@@ -188,12 +191,26 @@ def few(samples: Sequence[Sample], most: int | None, seed: int) -> list[Sample]:
     """The samples with at most `most` train pictures per class (None: all); a smaller choice is part of every larger one."""
     if most is None:
         return list(samples)
+    chosen = _chosen((sample for sample in samples if sample.split == "train"), most, seed)
+    return [sample for sample in samples if sample.split != "train" or sample.id in chosen]
+
+
+def labelled(spec: DatasetSpec, train: Samples) -> np.ndarray | None:
+    """Places in train, [k] int64 in its order, of the pictures whose labels are known: those that `per_class` would keep. None: all are."""
+    if spec.labelled is None:
+        return None
+    import numpy as np  # not needed to list the classes of a set
+
+    chosen = _chosen(train, spec.labelled, getattr(spec, "split_seed", 0))
+    return np.array([place for place, sample in enumerate(train) if sample.id in chosen], np.int64)
+
+
+def _chosen(samples: Iterable[Sample], most: int, seed: int) -> set[str]:
+    """The ids of at most `most` per class: the first of each in the draw."""
     of_class: dict[int, list[str]] = defaultdict(list)
     for sample in samples:
-        if sample.split == "train":
-            of_class[sample.label].append(sample.id)
-    chosen = {name for names in of_class.values() for name in sorted(names, key=lambda name: _draw(seed, "few", name))[:most]}
-    return [sample for sample in samples if sample.split != "train" or sample.id in chosen]
+        of_class[sample.label].append(sample.id)
+    return {name for names in of_class.values() for name in sorted(names, key=lambda name: _draw(seed, "few", name))[:most]}
 
 
 def _refuse_small(labels: Sequence[int], classes: Sequence[str], wanted: Sequence[str]) -> None:

@@ -200,11 +200,18 @@ def _folder(found: layout.Layout, classes: Sequence[str], on_error: str) -> tupl
 
 def _table(spec: Text, path: Path) -> Iterator[Item]:
     """The lines of a csv below its header. Raises UserError with the file and the line."""
-    text = _text(path, "csv")
     needed = {"text": spec.text, "label": spec.label} | ({"split": spec.split} if spec.split else {})
+    return (_line(spec, path, number, cells) for number, cells in table(path, spec.delimiter, needed))
+
+
+def table(path: Path, delimiter: str | None, needed: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """The number and the cells of each line of a csv below its header, which must have the columns that are needed (key -> column).
+
+    `delimiter`: None: found. Raises UserError with the file and the line."""
+    text = _text(path, "csv")
     before = csv.field_size_limit(BIGGEST["txt"])  # the module's own limit is 128 kB, less than some mails have
     try:
-        candidates = [spec.delimiter] if spec.delimiter else [",", ";", "\t"]
+        candidates = [delimiter] if delimiter else [",", ";", "\t"]
         headers = {
             each: [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=each), [])] for each in candidates
         }
@@ -218,19 +225,17 @@ def _table(spec: Text, path: Path) -> Iterator[Item]:
         for row in reader:
             number, begin = begin, reader.line_num + 1  # a quoted text may go over several lines
             if number > 1 and row:
-                yield _line(spec, path, number, header, row)
+                if len(row) != len(header):
+                    what = f"has {len(row)} fields where the header has {len(header)}; quote texts with commas"
+                    raise UserError(Problem(f"{path}:{number}", None, what))
+                yield number, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise UserError(Problem(f"{path}:{begin}", None, f"is no sound csv ({error}); look at its double quotes")) from None
     finally:
         csv.field_size_limit(before)
 
 
-def _line(spec: Text, path: Path, number: int, header: Sequence[str], row: Sequence[str]) -> Item:
-    if len(row) != len(header):
-        raise UserError(
-            Problem(f"{path}:{number}", None, f"has {len(row)} fields where the header has {len(header)}; quote texts with commas")
-        )
-    cells = dict(zip(header, row, strict=True))
+def _line(spec: Text, path: Path, number: int, cells: Mapping[str, str]) -> Item:
     if not (label := cells[spec.label].strip()):
         raise UserError(Problem(f"{path}:{number}", None, f"has no class in the column {spec.label}; give one, or remove the line"))
     word = cells[spec.split].strip().lower() if spec.split else ""
@@ -259,6 +264,16 @@ def _text(file: Path, what: str) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UserError(Problem(f"{file}:{line}", None, f"is no UTF-8 (byte {data[error.start]:#x}); save it as UTF-8")) from None
+
+
+def read(file: Path) -> str:
+    """One text's file. Raises UserError as `_text`."""
+    return _text(file, "txt")
+
+
+def mail(file: Path) -> str:
+    """What one mail's file says. Raises UserError: too large, can't be read."""
+    return body(_bytes(file, "txt"))
 
 
 def _bytes(file: Path, what: str, key: str = "") -> bytes:

@@ -250,6 +250,12 @@ class NearestMean(Solved):
         return solved(features, len(classes), self.metric == "cosine")
 
 
+class Majority(Solved):
+    """The most frequent class of train, whatever the picture: what every net must beat."""
+
+    kinds = ("class",)
+
+
 def _choices(key: str, given: Any) -> list[Problem]:
     """What is wrong with a list from which one is chosen on val."""
     if not isinstance(given, list):
@@ -279,6 +285,7 @@ GROUP = Group(
         "forest": Forest,
         "knn": KNN,
         "nearest_mean": NearestMean,
+        "majority": Majority,
     },
     "regraft.heads",
     about="what is grafted on the backbone",

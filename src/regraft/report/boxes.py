@@ -85,17 +85,16 @@ def sheet(rows: Sequence[tuple[str, str, str]], source: Source) -> Image:
     return canvas.image(figure)
 
 
-def write(predictions: Path, source: Source, path: Path) -> None:
-    """The sheet of a run's predictions.parquet as a PNG. Raises UserError for predictions that are not of boxes, or can't be read."""
+def drawn(predictions: Path, source: Source) -> Image:
+    """The sheet of a run's predictions.parquet. Raises UserError for predictions that are not of boxes, or can't be read."""
     import polars
 
     try:
         rows = polars.read_parquet(predictions, columns=["id", "truth", "predicted"]).head(MOST).rows()
         with canvas.styled():
-            image = sheet(rows, source)
+            return sheet(rows, source)
     except (polars.exceptions.PolarsError, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(Problem(str(predictions), None, f"holds no boxes that can be read ({error})")) from None
-    canvas.save(image, path)
 
 
 def _place(figure: Figure, picture: np.ndarray, boxes: Sequence[Drawn], place: tuple[float, float, float, float], least: float) -> None:

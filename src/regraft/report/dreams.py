@@ -26,9 +26,11 @@ def filters(weights: np.ndarray) -> Image:
     return sheet(weights[order] / largest / 2 + 0.5, "Filters", line)
 
 
-def samples(pictures: np.ndarray, steps: int) -> Image:
-    """What `models.dbn.dream` gave after so many steps: [n, h, w], values in 0..1."""
-    return sheet(pictures[:MOST], "Dreams", f"samples after {steps:,} Gibbs steps between the two highest layers")
+def samples(pictures: np.ndarray, steps: int, tuned: bool = False) -> Image:
+    """What `models.dbn.dream` gave after so many steps: [n, h, w], values in 0..1. `tuned`: the weights have learnt the task since, and no
+    longer what they dream of."""
+    since = "; the task has changed the weights since they learnt to dream" if tuned else ""
+    return sheet(pictures[:MOST], "Dreams", f"samples after {steps:,} Gibbs steps between the two highest layers{since}")
 
 
 def sheet(pictures: np.ndarray, title: str, line: str) -> Image:

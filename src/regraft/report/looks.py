@@ -37,7 +37,10 @@ def looked(head: Any, x: Tensor, pictures: Sequence[np.ndarray], truths: Sequenc
     return [Looked(picture, each, seen[: len(each)], truth) for picture, each, seen, truth in rows]
 
 
-def sheet(rows: Sequence[Looked]) -> Image:
+LINE = "each picture, then the words that were said of it; red: read off there; below what is true"
+
+
+def sheet(rows: Sequence[Looked], line: str = LINE) -> Image:
     """One row for each picture: itself, then the words in their order."""
     with canvas.styled():
         if not rows:
@@ -45,14 +48,15 @@ def sheet(rows: Sequence[Looked]) -> Image:
             canvas.head(figure, "Where it looked", "No pictures.")
             return canvas.image(figure)
         tiles = 1 + max(4, *(min(len(row.words), WORDS) for row in rows))
-        width = 2 * MARGIN + tiles * PITCH - (PITCH - BOX)
+        width = 2 * MARGIN + max(tiles * PITCH - (PITCH - BOX), canvas.wide(line, 8))
         figure = canvas.figure(width, HEAD + len(rows) * ROW)
-        canvas.head(figure, "Where it looked", "a picture and what is true of it, then each word that was said; red: read off there")
+        canvas.head(figure, "Where it looked", line)
         for number, row in enumerate(rows):
             down = HEAD + number * ROW
-            _tile(figure, _fitted(row.picture), MARGIN, down, canvas.fitted(row.truth, BOX, 7), GREY)
+            _tile(figure, _fitted(row.picture), MARGIN, down, "")
+            _write(figure, canvas.fitted(row.truth, width - 2 * MARGIN, 7), MARGIN, down + BOX + 42, GREY)
             for at, (word, weights) in enumerate(zip(row.words[:WORDS], row.weights, strict=False), 1):
-                _tile(figure, _reddened(row.picture, weights), MARGIN + at * PITCH, down, canvas.fitted(word, BOX, 7), canvas.INK)
+                _tile(figure, _reddened(row.picture, weights), MARGIN + at * PITCH, down, canvas.fitted(word, BOX, 7))
         return canvas.image(figure)
 
 
@@ -76,12 +80,16 @@ def _reddened(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.rint(grey * (1 - alpha) + np.array(RED) * alpha).astype(np.uint8)
 
 
-def _tile(figure: Any, pixels: np.ndarray, x: int, y: int, text: str, colour: str) -> None:
+def _tile(figure: Any, pixels: np.ndarray, x: int, y: int, text: str) -> None:
     """Pixels [BOX, BOX, 3] with a line of text below; (x, y) from the top left, px."""
     from matplotlib.patches import Rectangle
 
-    width, height = figure.get_figwidth() * canvas.DPI, canvas.tall(figure)
+    height = canvas.tall(figure)
     frame = (x - 0.5, height - y - BOX - 0.5)
     figure.add_artist(Rectangle(frame, BOX + 1, BOX + 1, fill=False, edgecolor=RULE, linewidth=0.5, transform=None))
     figure.figimage(pixels, x, round(height) - y - BOX)
-    figure.text(x / width, 1 - (y + BOX + 20) / height, text, size=7, color=colour, va="baseline")
+    _write(figure, text, x, y + BOX + 20, canvas.INK)
+
+
+def _write(figure: Any, text: str, x: int, y: int, colour: str) -> None:
+    figure.text(x / (figure.get_figwidth() * canvas.DPI), 1 - y / canvas.tall(figure), text, size=7, color=colour, va="baseline")

@@ -1,4 +1,4 @@
-"""A run's pictures: learning curves, the confusion matrix, and the worst mistakes as a sheet.
+"""A run's pictures: learning curves, and of what was said of test what suits its kind: confusion, worst mistakes, boxes, lines, a roll.
 
 Places are computed in pixels, since then nothing can overlap. Nothing touches pyplot, and no text is read as mathematics or TeX.
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from regraft.errors import Problem, UserError
 from regraft.record import METRICS, PREDICTIONS, Metrics, RunFolder
-from regraft.report import boxes, canvas
-from regraft.report.canvas import BLUE, DPI, GREY, INK, MARGIN, RULE, VERMILION
+from regraft.report import boxes, canvas, readings, rolls
+from regraft.report.canvas import BLUE, DPI, GREY, INK, RULE, VERMILION
 from regraft.report.tables import PICTURES
-from regraft.report.words import DASH, plain
+from regraft.report.words import plain
+from regraft.report.worst import mistakes, sheet, wrong_tags
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,25 +29,13 @@ if TYPE_CHECKING:
 
     from regraft.datasets.source import Source
 
-CURVES, CONFUSION, MISTAKES, BOXES = PICTURES
-MOST = 24  # mistakes on a sheet
+CURVES, CONFUSION, MISTAKES, BOXES, LINES, ROLL, LOOKS, FILTERS, DREAMS = PICTURES
 DASHED = (0, (4, 3))
 RING: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.2}
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """A test picture that was taken for another class, and the score of that class."""
-
-    id: str
-    truth: str
-    predicted: str
-    score: float | None  # None: the run diverged, and its scores are no numbers
-
-
 def draw(folder: RunFolder, source: Source) -> list[Path]:
-    """Write curves.png, and where the run has predictions confusion.png and mistakes.png of classes, or boxes.png of boxes; gives back what
-    was written.
+    """Write curves.png, and where the run has predictions what suits their kind (`MADE`); gives back what was written.
 
     Raises UserError for predictions that can't be read.
     """
@@ -55,16 +43,69 @@ def draw(folder: RunFolder, source: Source) -> list[Path]:
     given = answers(folder / PREDICTIONS)
     with canvas.styled():
         made = {CURVES: curves(Metrics(folder / METRICS).rows(), record.get("kept"), record.get("metric", "accuracy"))}
-        if given is not None and source.kind == "class":
-            classes = (record.get("data") or {}).get("classes") or source.classes
-            made[CONFUSION] = confusion(given.select("truth", "predicted").rows(), classes)
-            made[MISTAKES] = sheet(mistakes(given), len(given), source)
+        if given is not None and source.kind in MADE:
+            made |= MADE[source.kind](folder, given, source)
     for name, image in made.items():
         canvas.save(image, folder / name)
-    if given is not None and source.kind == "boxes":
-        boxes.write(folder / PREDICTIONS, source, folder / BOXES)
-        return [folder / CURVES, folder / BOXES]
     return [folder / name for name in made]
+
+
+def _of_classes(folder: RunFolder, given: DataFrame, source: Source) -> dict[str, Image]:
+    seen = source.input == "pictures"
+    pairs = given.select("truth", "predicted").rows()
+    found = {CONFUSION: confusion(pairs, _classes(folder, source), "pictures" if seen else "cases")}
+    if seen:
+        found[MISTAKES] = sheet(mistakes(given), len(given), source)
+    return found
+
+
+def _of_tags(folder: RunFolder, given: DataFrame, source: Source) -> dict[str, Image]:
+    wrong = wrong_tags(given, _classes(folder, source))
+    line = "what is true → a tag that is not (its score), the surest first; then tags that were missed"
+    return {MISTAKES: sheet(wrong, len(given), source, line)} if source.input == "pictures" else {}
+
+
+def _of_boxes(folder: RunFolder, given: DataFrame, source: Source) -> dict[str, Image]:
+    return {BOXES: boxes.drawn(folder / PREDICTIONS, source)}
+
+
+def _of_texts(folder: RunFolder, given: DataFrame, source: Source) -> dict[str, Image]:
+    lines = given.select("id", "truth", "predicted").rows()
+    return {LINES: readings.sheet(lines, source)} if source.input == "array" else {}
+
+
+def _of_frames(folder: RunFolder, given: DataFrame, source: Source) -> dict[str, Image]:
+    """The first test piece."""
+    from regraft import midi  # and numpy with it
+
+    if not len(given):
+        return {}
+    [(name, truth, said)] = given.select("id", "truth", "predicted").head(1).rows()
+    classes = _classes(folder, source)
+    true = _roll(truth, classes)
+    step = folder.config["dataset"].get("step")
+    title = f"The first test piece: {plain(name, 40)}"
+    bar = rolls.QUARTERS * midi.STEPS.get(step, 1)
+    return {ROLL: rolls.compared(true, _roll(said, classes)[: len(true)], classes, bar, title)}
+
+
+MADE = {"class": _of_classes, "tags": _of_tags, "boxes": _of_boxes, "text": _of_texts, "frames": _of_frames}
+
+
+def _classes(folder: RunFolder, source: Source) -> Sequence[str]:
+    return (folder.record.get("data") or {}).get("classes") or source.classes
+
+
+def _roll(words: str, names: Sequence[str]) -> np.ndarray:
+    """The words of `tasks.frames` as bool [T, P]."""
+    import numpy as np
+
+    place = {name: number for number, name in enumerate(names)}
+    steps = words.split(" ") if words else []
+    found = np.zeros((len(steps), len(names)), bool)
+    for step, word in enumerate(steps):
+        found[step, [place[name] for name in word.split("+") if name in place]] = True
+    return found
 
 
 # Learning curves
@@ -163,8 +204,9 @@ def _legend(figure: Figure, kept: int | None) -> None:
 LARGEST, LEAST_CELL = 950, 3  # px of the matrix, and of the side of a cell
 
 
-def confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> Image:
-    """How often each class (rows) was taken for each (columns); `pairs` of truth and prediction. Shaded by the share of the row."""
+def confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str], what: str = "pictures") -> Image:
+    """How often each class (rows) was taken for each (columns); `pairs` of truth and prediction, each of one of `what`. Shaded by the share
+    of the row."""
     import numpy as np
 
     counts = _counts(pairs, classes)
@@ -192,9 +234,7 @@ def confusion(pairs: Sequence[tuple[str, str]], classes: Sequence[str]) -> Image
     figure.text((left + side / 2) / width, 14 / height, f"predicted{order}", ha="center", va="bottom")
     figure.text(14 / width, (below + side / 2) / height, f"truth{order}", rotation=90, ha="left", va="center")
     written = _write_counts(axes, counts, shades, cell)
-    canvas.head(
-        figure, "Confusion on test", f"{np.trace(counts):,} of {len(pairs):,} right" + ("; numbers are pictures" if written else "")
-    )
+    canvas.head(figure, "Confusion on test", f"{np.trace(counts):,} of {len(pairs):,} right" + (f"; numbers are {what}" if written else ""))
     _scale(figure, shown, left + side + 24, below, side)
     return canvas.image(figure)
 
@@ -245,87 +285,11 @@ def _scale(figure: Figure, shown: Any, left: float, below: float, side: float) -
     bar.outline.set_linewidth(0.5)  # type: ignore[operator]
 
 
-# The worst mistakes
-
-
-def mistakes(answers: DataFrame, most: int = MOST) -> list[Mistake]:
-    """The wrong answers that were given with the highest score, the worst first; equal ones in the order of their ids."""
-    import polars
-
-    wrong = answers.filter(polars.col("truth") != polars.col("predicted"))
-    worst = wrong.sort("score", "id", descending=[True, False], nulls_last=True).head(most)
-    return [Mistake(**row) for row in worst.select("id", "truth", "predicted", "score").iter_rows(named=True)]
-
-
-BOX, PITCH, ROW, HEAD = 150, 174, 206, 92  # px of a sheet: a picture, from one to the next, from row to row, headline
-
-
-def sheet(worst: Sequence[Mistake], total: int, source: Source) -> Image:
-    """The mistakes' pictures, each above its truth, what it was taken for, and the score of that."""
-    if not worst:
-        figure = canvas.figure(760, 200)
-        canvas.head(
-            figure, "No mistakes" if total else "No answers", f"All {total:,} test pictures are right." if total else "No test pictures."
-        )
-        return canvas.image(figure)
-    columns = min(max(len(worst), 4), 6)  # no narrower than the headline
-    rows = math.ceil(len(worst) / columns)
-    width, height = 2 * MARGIN + columns * PITCH - (PITCH - BOX), HEAD + rows * ROW + 8
-    figure = canvas.figure(width, height)
-    canvas.head(figure, "Worst mistakes on test", "truth → prediction and its score, the surest first")
-    samples = {sample.id: sample for sample in source.samples}
-    for number, mistake in enumerate(worst):
-        x, y = MARGIN + number % columns * PITCH, HEAD + number // columns * ROW
-        _tile(figure, mistake, x, y, source, samples.get(mistake.id))
-    return canvas.image(figure)
-
-
-def _tile(figure: Figure, mistake: Mistake, x: int, y: int, source: Source, sample: Any) -> None:
-    """One picture with its two lines of text; (x, y) from the top left, px."""
-    import numpy as np
-    from matplotlib.patches import Rectangle
-
-    height, width = canvas.tall(figure), figure.get_figwidth() * DPI
-    frame = Rectangle((x - 0.5, height - y - BOX - 0.5), BOX + 1, BOX + 1, fill=False, edgecolor=RULE, linewidth=0.5, transform=None)
-    figure.add_artist(frame)
-
-    def write(text: str, right: float, down: float, **style: Any) -> None:
-        figure.text((x + right) / width, 1 - (y + down) / height, text, va="baseline", size=7, **style)
-
-    try:
-        picture = _boxed(source.read(sample)) if sample else None
-    except UserError:
-        picture = None
-    if picture is None:
-        write("picture can't be read" if sample else "not in the dataset", BOX / 2, BOX / 2, ha="center", color=GREY)
-    else:
-        right, down = (BOX - picture.width) // 2, (BOX - picture.height) // 2
-        figure.figimage(np.asarray(picture), x + right, round(height) - y - down - picture.height)
-    score = DASH if mistake.score is None else f"{mistake.score:.2f}"
-    indent = canvas.wide("→ ", 7)  # the arrow is a text of its own: beside a name in Arabic it would be put on the other side
-    write(canvas.fitted(mistake.truth, BOX, 7), 0, BOX + 18)
-    write("→", 0, BOX + 36, color=VERMILION)
-    write(canvas.fitted(mistake.predicted, BOX - indent - canvas.wide(score, 7) - 8, 7), indent, BOX + 36, color=VERMILION)
-    write(score, BOX, BOX + 36, ha="right", color=GREY)
-
-
-def _boxed(pixels: np.ndarray) -> Image:
-    """The whole picture, as large as fits the box; a tiny one keeps its pixels visible instead of being blurred."""
-    from PIL import Image
-
-    picture = Image.fromarray(pixels)
-    factor = BOX / max(picture.size)
-    tiny = factor >= 3
-    scale = math.floor(factor) if tiny else factor
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.NEAREST if tiny else Image.Resampling.LANCZOS)
-
-
 # Predictions
 
 
 def answers(path: Path) -> DataFrame | None:
-    """predictions.parquet as id, truth, predicted and the score of what was predicted; None where there is none.
+    """predictions.parquet as id, truth, predicted, the scores and the highest of them; None where there is none.
 
     Raises UserError for one that can't be read.
     """
@@ -336,7 +300,7 @@ def answers(path: Path) -> DataFrame | None:
     score = polars.col("scores").list.max().fill_nan(None)  # what was predicted has the highest score
     try:
         file = polars.scan_parquet(path, glob=False, hive_partitioning=False)  # a folder's name is no pattern
-        return file.select("id", "truth", "predicted", score=score).collect()
+        return file.select("id", "truth", "predicted", "scores", score=score).collect()
     except (polars.exceptions.PolarsError, OSError) as error:
         said = plain(next(iter(str(error).splitlines()), ""), 100)
         raise UserError(Problem(str(path), None, f"can't be read ({said}); run the same command again in another folder")) from None

@@ -23,8 +23,9 @@ from regraft.tasks import LOWER
 
 PHASES = 3  # that stand side by side in one table
 LISTED = 5  # skipped pictures that are named
+EACH = 10  # classes that are told of one by one
 SPLITS = ("train", "val", "test")
-PICTURES = ("curves.png", "confusion.png", "mistakes.png", "boxes.png")
+PICTURES = ("curves.png", "confusion.png", "mistakes.png", "boxes.png", "lines.png", "roll.png", "looks.png", "filters.png", "dreams.png")
 AGAIN = {"failed": "sweep.retry=true tries what has failed again", "interrupted": "the same command goes on with what was interrupted"}
 TROUBLE = 160  # letters of what went wrong that a sweep's table tells; all of it was said when it happened
 
@@ -151,6 +152,9 @@ def _others(record: Mapping[str, Any]) -> list[str]:
     found = {name.partition("/")[2]: value for name, value in (record.get("metrics") or {}).items() if name.startswith("test/")}
     told = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in sorted(found.items()) if name not in (words.metric(record), "loss")]
     lines = [", ".join(told)] if told else []
+    details, first = record.get("details") or {}, words.metric(record)
+    each = [f"{words.plain(name, 24)} {figures[first]:.3f}" for name, figures in details.items() if words.known(figures.get(first))]
+    lines += [f"each class: {', '.join(each)}"] if each and len(details) <= EACH else []
     reported = record.get("reported")
     if reported and "top5_accuracy" in found:
         lines.append(

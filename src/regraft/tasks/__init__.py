@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from regraft.registry import Group
@@ -11,6 +12,7 @@ from regraft.tasks.detect import Detect
 from regraft.tasks.frames import Frames
 from regraft.tasks.ocr import Ocr
 from regraft.tasks.spec import LOWER, TaskSpec
+from regraft.tasks.tag import Tag
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +27,7 @@ class Classify(TaskSpec):
     KIND = "class"
     METRICS = ("accuracy", "top5_accuracy", "macro_f1", "auroc", "calibration_error")
 
-    def meters(self, outputs: int) -> dict[str, Metric]:
+    def meters(self, outputs: int, thresholds: Sequence[float] | None = None) -> dict[str, Metric]:
         from torchmetrics import classification as of
 
         from regraft.tasks.metrics import MeanClassAUROC
@@ -44,54 +46,17 @@ class Classify(TaskSpec):
     def averaged(self, logits: Tensor) -> Tensor:
         return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
-    def answers(self, scores: Tensor, names: list[str]) -> list[str]:
+    def details(self, logits: Tensor, truth: Tensor, names: list[str], thresholds: Sequence[float]) -> dict[str, dict[str, float]]:
+        """The part of each class's pictures that is right, and how many there are; classes that no picture has are left out."""
+        right = logits.argmax(-1) == truth
+        counts, hits = truth.bincount(minlength=len(names)).tolist(), truth[right].bincount(minlength=len(names)).tolist()
+        return {name: {"accuracy": hit / count, "truths": count} for name, count, hit in zip(names, counts, hits, strict=True) if count}
+
+    def answers(self, scores: Tensor, names: list[str], thresholds: Sequence[float] = ()) -> list[str]:
         return [names[number] for number in scores.argmax(-1).tolist()]
 
     def truths(self, truth: Tensor, names: list[str]) -> list[str]:
         return [names[number] for number in truth.tolist()]
-
-
-class Tag(TaskSpec):
-    """Any number of labels for each picture: mean average precision, accuracy over all labels, macro F1, AUROC."""
-
-    KIND = "tags"
-    METRICS = ("map", "accuracy", "macro_f1", "auroc")
-
-    def meters(self, outputs: int) -> dict[str, Metric]:
-        from torchmetrics import classification as of
-
-        from regraft.tasks.metrics import MeanAveragePrecision, MeanTagAUROC
-
-        if outputs == 1:
-            return {
-                "map": of.BinaryAveragePrecision(),
-                "accuracy": of.BinaryAccuracy(),
-                "macro_f1": of.BinaryF1Score(),
-                "auroc": of.BinaryAUROC(),
-            }
-        return {
-            "map": MeanAveragePrecision(outputs),
-            "accuracy": of.MultilabelAccuracy(outputs, average="micro"),
-            "macro_f1": of.MultilabelF1Score(outputs, average="macro"),
-            "auroc": MeanTagAUROC(outputs),
-        }
-
-    def judged(self, logits: Tensor, truth: Tensor, units: Units | None) -> tuple[Tensor, Tensor]:
-        return self.scores(logits), truth.long()
-
-    def scores(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid()
-
-    def averaged(self, logits: Tensor) -> Tensor:
-        from torch.nn.functional import logsigmoid
-
-        return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)  # log of the odds of the mean
-
-    def answers(self, scores: Tensor, names: list[str]) -> list[str]:
-        return self.truths(scores >= 0.5, names)
-
-    def truths(self, truth: Tensor, names: list[str]) -> list[str]:
-        return ["|".join(name for name, holds in zip(names, row, strict=True) if holds) for row in truth.tolist()]
 
 
 class Regress(TaskSpec):
@@ -100,7 +65,7 @@ class Regress(TaskSpec):
     KIND = "numbers"
     METRICS = ("mae", "rmse", "r2")
 
-    def meters(self, outputs: int) -> dict[str, Metric]:
+    def meters(self, outputs: int, thresholds: Sequence[float] | None = None) -> dict[str, Metric]:
         import torchmetrics as of
 
         from regraft.tasks.metrics import R2
@@ -117,7 +82,7 @@ class Regress(TaskSpec):
     def averaged(self, logits: Tensor) -> Tensor:
         return logits.mean(0)
 
-    def answers(self, scores: Tensor, names: list[str]) -> list[str]:
+    def answers(self, scores: Tensor, names: list[str], thresholds: Sequence[float] = ()) -> list[str]:
         return ["|".join(f"{number:.6g}" for number in row) for row in scores.tolist()]
 
     def truths(self, truth: Tensor, names: list[str]) -> list[str]:
@@ -130,4 +95,4 @@ GROUP = Group(
     about="what is learnt, and how it is measured",
 )
 
-__all__ = ["GROUP", "LOWER", "TaskSpec"]
+__all__ = ["GROUP", "LOWER", "Classify", "Regress", "Tag", "TaskSpec"]

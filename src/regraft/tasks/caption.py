@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from regraft.tasks.spec import TaskSpec
@@ -21,7 +22,7 @@ class Caption(TaskSpec):
     brings: ClassVar = {"head": "captioner", "loss": "own"}
     METRICS = ("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l")
 
-    def meters(self, outputs: int) -> dict[str, Metric]:
+    def meters(self, outputs: int, thresholds: Sequence[float] | None = None) -> dict[str, Metric]:
         from regraft.tasks import spoken
 
         return spoken.meters()
@@ -37,7 +38,7 @@ class Caption(TaskSpec):
         """Captions have no mean: that of the first view, the picture as it is."""
         return logits[0]
 
-    def answers(self, scores: Tensor, names: list[str]) -> list[str]:
+    def answers(self, scores: Tensor, names: list[str], thresholds: Sequence[float] = ()) -> list[str]:
         return [decoded(row, names) for row in scores.tolist()]
 
     def truths(self, truth: Tensor, names: list[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from regraft.tasks.spec import TaskSpec
@@ -27,20 +27,21 @@ class Detect(TaskSpec):
     METRICS = ("map", "ap50", "ap75")
     brings: ClassVar[Mapping[str, str]] = {"model": "rcnn", "head": "rcnn", "loss": "own", "data.fit": "squash"}
 
-    def meters(self, outputs: int) -> dict[str, Metric]:
+    def meters(self, outputs: int, thresholds: Sequence[float] | None = None) -> dict[str, Metric]:
         from regraft.tasks.precision import BoxPrecision
 
         return {"map": BoxPrecision(None), "ap50": BoxPrecision(0.5), "ap75": BoxPrecision(0.75)}
 
-    def details(self, answers: Tensor, truth: Tensor, names: list[str]) -> dict[str, dict[str, float]]:
-        """Each metric for each class of which there is a box."""
+    def details(self, logits: Tensor, truth: Tensor, names: list[str], thresholds: Sequence[float] = ()) -> dict[str, dict[str, float]]:
+        """Each metric for each class of which there is a box, and how many there are."""
         from regraft.tasks.precision import OVERLAPS, average_precision
 
         found: dict[str, dict[str, float]] = {name: {} for name in names}
         for metric, overlap in OVERLAPS.items():
-            for number, value in average_precision(answers, truth, overlap)[1].items():
+            for number, value in average_precision(logits, truth, overlap)[1].items():
                 found[names[number]][metric] = value
-        return {name: values for name, values in found.items() if values}
+        counts = truth[..., 0][truth[..., 0] >= 0].long().bincount(minlength=len(names)).tolist()
+        return {name: found[name] | {"truths": count} for name, count in zip(names, counts, strict=True) if found[name]}
 
     def judged(self, logits: Tensor, truth: Tensor, units: Units | None) -> tuple[Tensor, Tensor]:
         return logits, truth
@@ -51,7 +52,7 @@ class Detect(TaskSpec):
     def averaged(self, logits: Tensor) -> Tensor:
         return logits[0]  # boxes in a turned view are not where they are in the picture: only the picture as it is counts
 
-    def answers(self, scores: Tensor, names: list[str]) -> list[str]:
+    def answers(self, scores: Tensor, names: list[str], thresholds: Sequence[float] = ()) -> list[str]:
         """Json: a list of class, box (x0, y0, x1, y1 in parts) and score for each picture, the surest first."""
         return [
             _text([_told(names, row[5], row[:4]) | {"score": _short(row[4])} for row in rows if row[4] > 0]) for rows in scores.tolist()

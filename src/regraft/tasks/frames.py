@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from regraft.tasks.spec import TaskSpec
+from regraft.tasks.spec import HALF, TaskSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,7 @@ class Frames(TaskSpec):
     METRICS = ("nll", "frame_accuracy")
     brings: ClassVar = {"head": "frames", "loss": "own"}
 
-    def meters(self, outputs: int) -> dict[str, Metric]:
+    def meters(self, outputs: int, thresholds: Sequence[float] | None = None) -> dict[str, Metric]:
         from regraft.tasks.frame_metrics import FrameAccuracy, FrameNLL
 
         return {"nll": FrameNLL(), "frame_accuracy": FrameAccuracy()}
@@ -34,14 +35,18 @@ class Frames(TaskSpec):
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
 
+    def within(self, scores: Tensor, truth: Tensor) -> Tensor:
+        """[n, T, P], [n, T, P + 1] -> the same with NaN where a sequence has ended"""
+        return scores.masked_fill(truth[..., -1:] <= 0, float("nan"))
+
     def averaged(self, logits: Tensor) -> Tensor:
         from torch.nn.functional import logsigmoid
 
         return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)  # log of the odds of the mean
 
-    def answers(self, scores: Tensor, names: list[str]) -> list[str]:
-        """The steps of each sequence, one word each: C4+E4, or - where nothing sounds; [n, T, P]"""
-        return [_words(piece, names) for piece in (scores >= 0.5).tolist()]
+    def answers(self, scores: Tensor, names: list[str], thresholds: Sequence[float] = ()) -> list[str]:
+        """The steps of each sequence, one word each: C4+E4, or - where nothing sounds; [n, T, P], and what is NaN is no step"""
+        return [_words((piece[~piece[:, :1].isnan().any(1)] >= HALF).tolist(), names) for piece in scores]
 
     def truths(self, truth: Tensor, names: list[str]) -> list[str]:
         """The same of [n, T, P + 1], without what was padded."""

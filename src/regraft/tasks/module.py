@@ -197,7 +197,8 @@ class PhaseModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self.chain, self._optimizer.lr * self.phase.lr, self._optimizer.weight_decay, self.phase)
-        optimizer: Optimizer = self._optimizer.build(groups)
+        scaled = self._trainer is not None and getattr(self._trainer.precision_plugin, "scaler", None) is not None
+        optimizer: Optimizer = self._optimizer.build(groups, fused=not scaled)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule.factor(self._steps, self._epoch_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from regraft.tasks.spec import TaskSpec
@@ -20,7 +21,7 @@ class Ocr(TaskSpec):
     brings: ClassVar = {"model": "crnn", "head": "ctc", "loss": "own"}
     METRICS = ("cer", "wer")
 
-    def meters(self, outputs: int) -> dict[str, Metric]:
+    def meters(self, outputs: int, thresholds: Sequence[float] | None = None) -> dict[str, Metric]:
         from regraft.tasks.error_rates import CharacterErrors, WordErrors
 
         return {"cer": CharacterErrors(), "wer": WordErrors()}
@@ -36,7 +37,7 @@ class Ocr(TaskSpec):
         """Texts have no mean: that of the first view, the line as it is."""
         return logits[0]
 
-    def answers(self, scores: Tensor, names: list[str]) -> list[str]:
+    def answers(self, scores: Tensor, names: list[str], thresholds: Sequence[float] = ()) -> list[str]:
         return ["".join(names[number] for number in row) for row in scores.long().tolist()]
 
     def truths(self, truth: Tensor, names: list[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from regraft.registry import Named
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from regraft.tasks.units import Units
 
 LOWER = ("loss", "calibration_error", "mae", "rmse", "nll", "cer", "wer")  # of these metrics less is better; all others grow
+HALF = 0.5  # from which score on something is said, where nobody has chosen better
 
 
 class TaskSpec(Named):
@@ -23,8 +24,9 @@ class TaskSpec(Named):
     brings: ClassVar[Mapping[str, str]] = {}  # what its choice chooses too, unless something else is given
     METRICS: ClassVar[tuple[str, ...]]  # the first is what an epoch is judged by, unless trainer.monitor says otherwise
 
-    def meters(self, outputs: int) -> dict[str, Metric]:
-        """A torchmetrics metric for each of `METRICS` that means something here; each takes what `judged` gives, of no rows too."""
+    def meters(self, outputs: int, thresholds: Sequence[float] | None = None) -> dict[str, Metric]:
+        """A torchmetrics metric for each of `METRICS` that means something here; each takes what `judged` gives, of no rows too.
+        `thresholds`: what val has chosen; None: what is measured is val in training, on which they are yet to be chosen."""
         raise NotImplementedError
 
     def judged(self, logits: Tensor, truth: Tensor, units: Units | None) -> tuple[Tensor, Tensor]:
@@ -39,8 +41,25 @@ class TaskSpec(Named):
         """[v, n, outputs] of v views of each picture -> [n, outputs] whose scores are the mean of the views' scores"""
         raise NotImplementedError
 
-    def answers(self, scores: Tensor, names: list[str]) -> list[Any]:
-        """For each picture what the scores say, in the data's own terms."""
+    def thresholds(self, logits: Tensor, truth: Tensor) -> list[float] | None:
+        """From which score on each output is said, chosen on val when training is over, from all of its answers and truths; None: this task
+        has no such choice."""
+        return None
+
+    def unsure(self, truth: Tensor, names: Sequence[str]) -> list[str]:
+        """The outputs for which val's truth leaves `thresholds` nothing to choose by: they keep one half."""
+        return []
+
+    def within(self, scores: Tensor, truth: Tensor) -> Tensor:
+        """Scores without what stands beside padding alone."""
+        return scores
+
+    def details(self, logits: Tensor, truth: Tensor, names: list[str], thresholds: Sequence[float]) -> dict[str, dict[str, float]]:
+        """What a split's figures are for each class: metric -> value, and `truths`, how many there are; nothing where classes have none."""
+        return {}
+
+    def answers(self, scores: Tensor, names: list[str], thresholds: Sequence[float] = ()) -> list[Any]:
+        """For each picture what the scores say, in the data's own terms; `thresholds`: as they were chosen."""
         raise NotImplementedError
 
     def truths(self, truth: Tensor, names: list[str]) -> list[Any]:
