@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from regraft import config
 from regraft.record import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line.partition("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+TOLD = sorted(set(re.findall(r"`(regraft train [^`]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))))
 ELSEWHERE = [line for line in COMMANDS if "launcher=" in line]  # on engines of their own
 FIGURES = [line for line in COMMANDS if "seed=0,1,2,3,4" in line]
 FLOOR = {"": 0.47, "data.size=224": 0.53}  # test accuracy of one seed
@@ -35,6 +37,12 @@ def stranger(tmp_path_factory):
         Image.fromarray((digits.images[number] * 255 / 16).astype("uint8")).resize((32, 32)).save(path)
     rows = [f"{path.relative_to(at / 'pictures')},{path.parent.name}" for path in sorted((at / "pictures").rglob("*.png"))]
     (at / "pictures" / "labels.csv").write_text("\n".join(["file,label", *rows]) + "\n")
+    names = [digits.target[first : first + 9] for first in range(0, 540, 9)]  # of nine letters each
+    mails = [
+        f"{'cheap pills' if number % 2 else 'see you'} {''.join(chr(97 + letter) for letter in name)},{'spam' if number % 2 else 'ham'}"
+        for number, name in enumerate(names)
+    ]
+    (at / "mails.csv").write_text("\n".join(["text,label", *mails]) + "\n")
     return at
 
 
@@ -85,6 +93,14 @@ def test_a_command_does_what_it_says(stranger, command):
         assert "choice was made on val" in said
     if "head.dropout=0,0.2,0.5 optimizer.lr" in command:
         assert all(note["computed"] == 0 for folder in runs(stranger / "multirun" / "default") for note in folder.record["cache"])
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("command", TOLD)
+def test_a_command_in_the_text_composes(command):
+    """What takes minutes is tried by tests/test_experiments.py in small; here that the words still mean something."""
+    words = [word for word in shlex.split(command)[2:] if word != "-m"]
+    assert config.Composer().jobs(words, multirun="-m" in command)
 
 
 @pytest.mark.engines
