@@ -80,6 +80,10 @@ def table(found: Sequence[Found], folder: Path, command: str) -> None:
     seeds = sorted({len(each.test) for each in found})
     told = ", ".join(f"{key} {value}" for key, value in machine().items())
     lines += ["", f"`{command}`; seeds in each row: {', '.join(map(str, seeds))}; {told}."]
+    lines += [
+        "The interval is that of the mean over seeds (t). It says nothing of the test set's size: one run's own interval (Wilson, 210"
+    ]
+    lines += ["pictures) is about .06 to either side."]
     (folder / "talk.md").write_text("\n".join(lines) + "\n")
     with canvas.styled():
         _bars(ranked, folder / "talk.png")
@@ -88,7 +92,7 @@ def table(found: Sequence[Found], folder: Path, command: str) -> None:
 def _bars(ranked: Sequence[Found], path: Path) -> None:
     """Test accuracy of each recipe, the best on val on top, each seed as a dot."""
     step = 40
-    figure = canvas.figure(1100, 150 + step * len(ranked) + 80)
+    figure = canvas.figure(1100, 100 + step * len(ranked) + 80)
     canvas.head(
         figure, "Learned features, hand-made ones, and transfer", "test accuracy: mean over seeds, 95% interval (t), each seed a dot"
     )
