@@ -80,10 +80,8 @@ def table(found: Sequence[Found], folder: Path, command: str) -> None:
     seeds = sorted({len(each.test) for each in found})
     told = ", ".join(f"{key} {value}" for key, value in machine().items())
     lines += ["", f"`{command}`; seeds in each row: {', '.join(map(str, seeds))}; {told}."]
-    lines += [
-        "The interval is that of the mean over seeds (t). It says nothing of the test set's size: one run's own interval (Wilson, 210"
-    ]
-    lines += ["pictures) is about .06 to either side."]
+    lines += ["The interval is that of the mean over seeds (t), which says nothing of the test set's size: one run's own interval"]
+    lines += ["(Wilson, 210 pictures) is about .06 to either side."]
     (folder / "talk.md").write_text("\n".join(lines) + "\n")
     with canvas.styled():
         _bars(ranked, folder / "talk.png")
