@@ -51,7 +51,7 @@ class Found:
 
 
 def read(folder: Path) -> list[Found]:
-    """The done runs of a sweep over `row`, by recipe and number of train pictures, in the order of the sweep."""
+    """The done runs of a sweep over `row`, by recipe and number of train pictures."""
     runs: dict[tuple[str, int | None], list[tuple[int, float, float, float]]] = {}
     for path in folder.glob("*/record.json"):
         record, config = json.loads(path.read_text()), yaml.safe_load((path.parent / "config.yaml").read_text())
@@ -59,9 +59,8 @@ def read(folder: Path) -> list[Found]:
             measured = [record["metrics"][f"{split}/accuracy"] for split in ("val", "test")]
             seconds = record["times"].get("share") or record["times"]["total"]
             runs.setdefault((config["row"], config["dataset"]["per_class"]), []).append((config["seed"], *measured, seconds))
-    order = [path.stem for path in sorted((Path(__file__).parents[2] / "conf" / "row").glob("*.yaml"))]
     found = [Found(row, most, *_columns(sorted(some))) for (row, most), some in runs.items()]
-    return sorted(found, key=lambda each: (each.row not in LEARNT, order.index(each.row), each.per_class or 0))
+    return sorted(found, key=lambda each: (each.row, each.per_class or 0))
 
 
 def _columns(runs: Sequence[tuple[int, float, float, float]]) -> tuple[list[float], list[float], float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft.datasets.layout import SUFFIXES
-from regraft.datasets.source import ARRAYS, PICTURES
+from regraft.datasets.source import ARRAYS
 from regraft.errors import Problem, UserError, nearest
 from regraft.report.said import DRAWN
 from regraft.report.words import plain
@@ -67,7 +67,7 @@ def _reads(run: Run, word: str) -> tuple[str, tuple[str, ...]]:
     """What a run can be asked about, and how the names of such files end (none: in any way). Raises UserError where there are no files."""
     from regraft.datasets import given
 
-    if (run.record["data"].get("input") or PICTURES)["kind"] == "pictures":
+    if run.enters["kind"] == "pictures":
         return "pictures", SUFFIXES
     reader = given.reader(run.settings.dataset, word)
     return reader.what, reader.suffixes

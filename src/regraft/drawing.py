@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from regraft.datasets.pictures import decode
+from regraft.datasets import pictures
 from regraft.errors import Problem, UserError
 from regraft.report import boxes, canvas, looks, said
 from regraft.report.looks import Looked
@@ -60,10 +60,7 @@ def draw(run: Run, path: Path, scores: Tensor, top: int) -> Image:
     `top`: how many classes are named."""
     if getattr(run.settings.head, "attention", False):
         return looks.sheet(seen(run.chain, run.views(path)[:1], [""], run.classes), "the picture, then each word; red: read off there")
-    try:
-        picture = decode(path.read_bytes(), str(path))
-    except OSError as error:
-        raise UserError(Problem(str(path), None, f"can't be read ({error.strerror})")) from None
+    picture = pictures.decode(pictures.content(path), str(path))
     kind = run.settings.task.KIND
     if kind == "boxes":
         return boxes.draw(said.enlarged(picture), boxes.told(scores.tolist(), run.classes))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from regraft.chain import Chain
 
-Only = Literal["all", "norms", "biases"]  # as a user writes it; of a policy's own adapters too
+Only = Literal["all", "norms", "biases"]  # as a user writes it
 Objective = Literal["task", "stage"]
 
 

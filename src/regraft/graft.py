@@ -120,16 +120,17 @@ class Run:
         return list(self.record.get("thresholds") or [HALF] * len(self.classes))
 
     @property
-    def _enters(self) -> Mapping[str, Any]:
+    def enters(self) -> Mapping[str, Any]:
+        """The record's facts of what enters the net (`Source.facts`)."""
         return self.record["data"].get("input") or PICTURES
 
     @cached_property
     def chain(self) -> Chain:
         """The trained net, in eval mode. Raises UserError where the weights that it started from are not to be had."""
-        backbone, trained = _backbone(self.settings, self._enters), weights.read(self.folder / MODEL)
+        backbone, trained = _backbone(self.settings, self.enters), weights.read(self.folder / MODEL)
         if any(f"backbone.{name}" not in trained for name in backbone.module.state_dict()):
             weights.load(backbone.module, self._start(), str(self.folder.path), None)
-        chain = _graft(backbone, self.settings, self.classes, self._enters)
+        chain = _graft(backbone, self.settings, self.classes, self.enters)
         if whitening := {name.removeprefix("whitening."): tensor for name, tensor in trained.items() if name.startswith("whitening.")}:
             chain.whitening = Whitening.of(whitening)
         weights.load(chain, chain.state_dict() | trained, str(self.folder / MODEL), None)
@@ -166,7 +167,7 @@ class Run:
         """The same, with the line of the file where it holds several cases."""
         task = self.settings.task
         for some in _batches(self._given(files), size):
-            if self._enters["kind"] == "pictures":
+            if self.enters["kind"] == "pictures":
                 views = torch.stack([self.views(each.file) for each in some], 1)  # [views, b, c, size, size]
             else:
                 views = pad_sequence([torch.from_numpy(each.values) for each in some], batch_first=True)[None]
@@ -180,7 +181,7 @@ class Run:
 
     def _given(self, files: Iterable[Path]) -> Iterator[Given]:
         """What there is to ask about, one after the other."""
-        if self._enters["kind"] == "pictures":
+        if self.enters["kind"] == "pictures":
             yield from (Given(path, None, NOTHING) for path in files)
             return
         spec = self.settings.dataset
@@ -206,10 +207,7 @@ class Run:
 
     def views(self, path: Path) -> Tensor:
         """A picture as the net is fed it, uint8 [views, c, size, size]. Raises UserError for one that can't be read."""
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UserError(Problem(str(path), None, f"can't be read ({error.strerror})")) from None
+        data = pictures.content(path)
         return self._views.seen(pictures.decode(data, str(path)), hashlib.sha256(data).hexdigest())
 
     def _start(self) -> State:
@@ -217,7 +215,7 @@ class Run:
         expected, s = self.record["weights"]["sha256"], self.settings
         state = weights.Kept(s.cache.folder()).get(expected)
         if state is None:
-            state = state_of(build(s, self.classes, self._enters)[0])
+            state = state_of(build(s, self.classes, self.enters)[0])
             if weights.fingerprint(state) != expected:
                 remedy = (
                     f"the weights it started from ({expected[:12]}) are not kept here, and model.weights={s.model.weights} gives others now"

@@ -13,7 +13,7 @@ from regraft.datasets import names
 from regraft.datasets.captioned import Captions, ClipartTags, ClipartTitles, CocoCaptions
 from regraft.datasets.detection import Boxes, Coco, Scenes, Voc
 from regraft.datasets.sequences import Chorales, JapaneseVowels, Series, Spam, Text
-from regraft.datasets.spec import NOT_GIVEN, DatasetSpec, Published, Splitting, WithVal, need_path
+from regraft.datasets.spec import DatasetSpec, Published, Splitting, WithVal, absent, need_path
 from regraft.datasets.strung import DigitStrings, Words
 from regraft.errors import Problem
 from regraft.registry import Group, doc
@@ -227,10 +227,7 @@ class Csv(Splitting):
         return None
 
     def problems(self) -> list[Problem]:
-        found = super().problems()
-        for key, place in (("path", self.path), ("root", self.root)):
-            if place and place != NOT_GIVEN and not Path(place).expanduser().exists():
-                found.append(Problem(key, place, f"no such {'file' if key == 'path' else 'folder'}"))
+        found = super().problems() + absent(self, {"path": "file", "root": "folder"})
         given = [key for key in ("label", "labels", "targets") if getattr(self, key)]
         if len(given) > 1:
             spare = " ".join(f"dataset.{key}=null" for key in given[:-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regraft.datasets.spec import NOT_GIVEN, DatasetSpec, Splitting, WithVal, need_path
+from regraft.datasets.spec import DatasetSpec, Splitting, WithVal, absent, need_path
 from regraft.errors import Problem
 from regraft.registry import doc
 
@@ -76,7 +76,7 @@ class CocoCaptions(Captioned, WithVal):
         found = super().problems()
         if self.test_path is None and self.val + self.test >= 1:
             found.append(Problem("val", self.val, f"with test = {self.test} nothing is left to train on; val + test must stay below 1"))
-        return found + _missing({key: getattr(self, key) for key in ("path", "root", "test_path", "test_root")})
+        return found + absent(self, {"path": "file", "root": "folder", "test_path": "file", "test_root": "folder"})
 
 
 class Captions(Captioned, Splitting):
@@ -100,13 +100,4 @@ class Captions(Captioned, Splitting):
         need_path(self, self.path)
 
     def problems(self) -> list[Problem]:
-        return super().problems() + _missing({key: getattr(self, key) for key in ("path", "root")})
-
-
-def _missing(places: dict[str, str | None]) -> list[Problem]:
-    """Those that are not there."""
-    return [
-        Problem(key, place, f"no such {'folder' if key.endswith('root') else 'file'}")
-        for key, place in places.items()
-        if place and place != NOT_GIVEN and not Path(place).expanduser().exists()
-    ]
+        return super().problems() + absent(self, {"path": "file", "root": "folder"})

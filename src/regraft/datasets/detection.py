@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regraft.datasets.spec import NOT_GIVEN, DatasetSpec, Splitting, need_path
+from regraft.datasets.spec import DatasetSpec, Splitting, absent, need_path
 from regraft.errors import Problem
 from regraft.registry import doc
 
 if TYPE_CHECKING:
     from regraft.datasets.source import Source
+
+PLACE = "file or folder"
 
 
 class Scenes(DatasetSpec):
@@ -80,7 +82,7 @@ class Coco(Splitting):
 
     def problems(self) -> list[Problem]:
         keys = ("path", "root", "val_path", "val_root", "test_path", "test_root")
-        return [*super().problems(), *_missing({key: getattr(self, key) for key in keys})]
+        return [*super().problems(), *absent(self, dict.fromkeys(keys, PLACE))]
 
 
 class Voc(Splitting):
@@ -102,7 +104,7 @@ class Voc(Splitting):
         return self.known
 
     def problems(self) -> list[Problem]:
-        return [*super().problems(), *_missing({"path": self.path})]
+        return [*super().problems(), *absent(self, {"path": PLACE})]
 
 
 class Boxes(Splitting):
@@ -128,13 +130,4 @@ class Boxes(Splitting):
         return self.known
 
     def problems(self) -> list[Problem]:
-        return [*super().problems(), *_missing({"path": self.path, "root": self.root})]
-
-
-def _missing(places: dict[str, str | None]) -> list[Problem]:
-    """Files and folders that are not there."""
-    return [
-        Problem(key, place, "no such file or folder")
-        for key, place in places.items()
-        if place and place != NOT_GIVEN and not Path(place).expanduser().exists()
-    ]
+        return [*super().problems(), *absent(self, {"path": PLACE, "root": PLACE})]

@@ -111,12 +111,8 @@ def _length(known: Known, path: Path, line: int | None, steps: int) -> int:
 def _line(known: Known, path: Path) -> Iterator[Given]:
     """A picture of one line of text, dark on light or light on dark; of the set's own height and width it is taken as it is."""
     height, width = known.data["input"]["shape"]
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(Problem(str(path), None, f"can't be read ({error.strerror})")) from None
     letter = next((LETTER[kind] for kind in type(known.spec).__mro__ if kind in LETTER), LETTER[Words])
-    yield Given(path, None, line(pictures.decode(data, str(path)), height, width, letter * height))
+    yield Given(path, None, line(pictures.decode(pictures.content(path), str(path)), height, width, letter * height))
 
 
 def line(picture: np.ndarray, height: int, width: int, letter: float) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -33,6 +34,14 @@ ORIENTATION = 0x0112
 # PIL warns of sizes that are judged here, and of EXIF blocks that don't matter. A filter for good, since swapping filters around each call
 # is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def content(path: Path) -> bytes:
+    """What a file that a user names holds. Raises UserError for one that can't be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(Problem(str(path), None, f"can't be read ({error.strerror})")) from None
 
 
 def decode(data: bytes, name: str) -> np.ndarray:

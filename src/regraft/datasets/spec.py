@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,4 +117,13 @@ def _unknown(given: list[str] | None, known: list[str] | None) -> list[Problem]:
     return [
         Problem("classes", name, f"no such class; {nearest(name, known or []) or f'there are {either((known or [])[:TOLD])}'}")
         for name in strange
+    ]
+
+
+def absent(spec: DatasetSpec, what: Mapping[str, str]) -> list[Problem]:
+    """The files and folders that are given and not there; `what`: key -> what it names (file, folder)."""
+    return [
+        Problem(key, place, f"no such {named}")
+        for key, named in what.items()
+        if (place := getattr(spec, key)) and place != NOT_GIVEN and not Path(place).expanduser().exists()
     ]

@@ -23,9 +23,6 @@ class Speaking(Trained):
     width: int = doc("units of the LSTM, and numbers that a word is known by", ge=1)
     beam: int = doc("texts that are followed at once when the likeliest is searched, 1 or more (1: the likeliest word at each step)", ge=1)
 
-    def build(self, features: int, classes: Sequence[str]) -> nn.Module:
-        return self.build_for((features,), classes)
-
 
 class Captions(Speaking):
     """An LSTM that says words about a picture, searched by beam (Vinyals et al. 2015); it may look again before each (Xu et al. 2015)."""
@@ -57,11 +54,8 @@ class Tags(Speaking):
 
     length: int = doc("tags that a picture has at most, when they are told", ge=1)
 
-    def build_for(self, shape: tuple[int, ...], classes: Sequence[str]) -> nn.Module:
-        """`shape`: [f]. Raises UserError for a feature map."""
+    def build(self, features: int, classes: Sequence[str]) -> nn.Module:
         from regraft.captioning import Decoder, Tagger
 
-        if len(shape) != 1:
-            raise UserError(Problem("head", self.name, f"it takes features, and this net gives {list(shape)}; give the net a pooling end"))
-        decoder = Decoder(shape, len(vocabulary.SPECIAL) + len(classes), self.width, self.dropout, attention=False)
+        decoder = Decoder((features,), len(vocabulary.SPECIAL) + len(classes), self.width, self.dropout, attention=False)
         return Tagger(decoder, len(classes), self.beam, self.length)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from regraft.tasks.spec import HALF, TaskSpec
+from regraft.tasks.spec import HALF, TaskSpec, of_mean_odds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,9 +40,7 @@ class Frames(TaskSpec):
         return scores.masked_fill(truth[..., -1:] <= 0, float("nan"))
 
     def averaged(self, logits: Tensor) -> Tensor:
-        from torch.nn.functional import logsigmoid
-
-        return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)  # log of the odds of the mean
+        return of_mean_odds(logits)
 
     def answers(self, scores: Tensor, names: list[str], thresholds: Sequence[float] = ()) -> list[str]:
         """The steps of each sequence, one word each: C4+E4, or - where nothing sounds; [n, T, P], and what is NaN is no step"""

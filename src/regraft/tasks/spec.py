@@ -17,6 +17,13 @@ LOWER = ("loss", "calibration_error", "mae", "rmse", "nll", "cer", "wer")  # of 
 HALF = 0.5  # from which score on something is said, where nobody has chosen better
 
 
+def of_mean_odds(logits: Tensor) -> Tensor:
+    """The log of the odds of the mean of probabilities, [v, ...] logits of v views -> [...]"""
+    from torch.nn.functional import logsigmoid
+
+    return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
+
+
 class TaskSpec(Named):
     """Common to all tasks. Metrics are named as in `METRICS`; `loss` is measured by every task."""
 

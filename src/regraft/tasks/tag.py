@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from regraft.tasks.spec import HALF, TaskSpec
+from regraft.tasks.spec import HALF, TaskSpec, of_mean_odds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,9 +40,7 @@ class Tag(TaskSpec):
         return logits.sigmoid()
 
     def averaged(self, logits: Tensor) -> Tensor:
-        from torch.nn.functional import logsigmoid
-
-        return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)  # log of the odds of the mean
+        return of_mean_odds(logits)
 
     def thresholds(self, logits: Tensor, truth: Tensor) -> list[float]:
         from regraft.tasks.thresholds import thresholds
