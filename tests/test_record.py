@@ -8,6 +8,7 @@ import multiprocessing
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pytorch_lightning.strategies import DDPStrategy
 
 from regraft import files, hardware
 from regraft.errors import UserError
@@ -136,7 +137,7 @@ def test_what_gpus_there_are_is_counted_without_torch(monkeypatch, tmp_path):
     auto = Auto(name="auto", devices="auto", **HARDWARE)
     assert auto.accelerator() == "gpu"
     assert auto.count() == 4
-    assert auto.trainer()["strategy"] == "ddp"
+    assert isinstance(auto.trainer()["strategy"], DDPStrategy)
     for chosen, count in {"": 0, "0": 1, "1,3": 2, "7": 0, "GPU-abc": 1, "-1": 0, "2,-1,3": 1}.items():
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
         assert hardware.visible_gpus() == count

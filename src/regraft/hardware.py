@@ -103,12 +103,14 @@ class HardwareSpec(Named):
 
     def trainer(self, choice: Choice | None = None) -> dict[str, Any]:
         """The arguments of Lightning's Trainer that this entry decides; `choice`: what was measured to be fastest."""
+        from pytorch_lightning.strategies import DDPStrategy
+
         precision = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[(choice or self.plainest()).precision]
         return {
             "accelerator": self.accelerator(),
             "devices": self.count(),
             "precision": precision,
-            "strategy": "ddp" if self.count() > 1 else "auto",
+            "strategy": DDPStrategy(gradient_as_bucket_view=True) if self.count() > 1 else "auto",  # gradients are sent from where they lie
             "accumulate_grad_batches": self.accumulate,
         }
 
