@@ -79,3 +79,8 @@ def test_what_is_light_imports_no_torch():
     names = ", ".join(f"regraft.{name.replace('/', '.')}" for name in light)
     code = f"import sys; import {names}; sys.exit('torch' in sys.modules or 'pytorch_lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_worker_knows_no_hydra():
+    code = "import sys; import regraft.worker, regraft.running, regraft.results; sys.exit('hydra' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -20,11 +20,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from regraft import loggers
+from regraft.files import digest
 from regraft.loggers import GROUP
 from regraft.record import METRICS, Metrics
 from regraft.registry import parse
 
 CONFIG: dict[str, Any] = {"sweep": {"name": "default"}, "optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "long": "x" * 400}
+
+
+def place(run: Path) -> str:
+    return digest(str(run))[:8]
 
 
 def logger(name: str, **values: Any) -> Any:
@@ -53,9 +58,17 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+def test_a_password_is_no_part_of_a_config() -> None:
+    refused = logger("mlflow", tracking_uri="https://somebody:secret@host/mlflow").problems()
+    assert [problem.key for problem in refused] == ["tracking_uri"]
+    assert "secret" not in str(refused[0])
+    assert "MLFLOW_TRACKING_PASSWORD" in str(refused[0])
+    assert not logger("mlflow", tracking_uri="https://host/mlflow@2").problems()
+
+
 def fitted(spec: Any, run: Path, epochs: int) -> None:
     """A phase of a run with this logger, and what is logged after it."""
-    made = spec.build(run, "0123abcd", CONFIG)
+    made = spec.build(run, "0123abcd", place(run), CONFIG)
     trainer = pl.Trainer(
         max_epochs=epochs,
         log_every_n_steps=1,
@@ -142,14 +155,14 @@ def test_mlflows_store_lies_beside_a_run_that_stands_alone(run: Path) -> None:
 def test_runs_that_start_at_once_share_an_experiment(run: Path) -> None:
     spec = logger("mlflow")
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda number: spec.build(run.parent / f"run{number}", f"run{number}", CONFIG), range(4)))
+        list(pool.map(lambda number: spec.build(run.parent / f"run{number}", f"run{number}", str(number), CONFIG), range(4)))
     assert sorted(each.info.run_name for each in found(run.parents[1] / "mlruns")) == [f"run{number}" for number in range(4)]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
 def test_other_ranks_write_nothing(name: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1)
-    made = logger(name).build(run, "0123abcd", CONFIG)
+    made = logger(name).build(run, "0123abcd", place(run), CONFIG)
     if made:  # one that a rank gets all the same
         made.log_metrics({"val/accuracy": 0.5}, step=0)
         made.close("success")
@@ -172,7 +185,7 @@ def test_a_package_that_is_not_there_is_named(name: str, monkeypatch: pytest.Mon
 def attempt(name: str, run: Path, begin: int, end: int, told: int, status: str) -> None:
     """An attempt at a run that goes on after `begin` epochs and makes those below `end`; it is killed when it has written the last one,
     and has told its logger those below `told`. At its end (`success`) it tells what was measured."""
-    made, metrics = logger(name).build(run, "0123abcd", CONFIG), Metrics(run / METRICS)
+    made, metrics = logger(name).build(run, "0123abcd", place(run), CONFIG), Metrics(run / METRICS)
     metrics.start(begin)
     for epoch in range(begin, end):
         found = {"train/loss": 1.0 / (epoch + 1), "val/accuracy": epoch / 10}
@@ -304,7 +317,7 @@ def test_the_heads_of_a_stack_are_wandb_runs_of_their_own_whatever_the_surroundi
     folders = [offline.parent / f"head{number}" for number in range(2)]
     for folder in folders:
         folder.mkdir()
-    several = [logger("wandb").build(folder, folder.name, CONFIG) for folder in folders]
+    several = [logger("wandb").build(folder, folder.name, place(folder), CONFIG) for folder in folders]
     for epoch in range(2):
         for number, each in enumerate(several):
             each.log_metrics({"val/accuracy": number + epoch / 10, "epoch": float(epoch)}, step=epoch)

@@ -225,6 +225,24 @@ def test_a_second_word_stops_at_once_and_an_echo_of_the_first_does_not(monkeypat
         Listener().hear(signal.SIGINT, None)
 
 
+def test_the_end_of_its_parent_keeps_no_worker_from_saving_what_it_was_told_to_save(monkeypatch):
+    """`timeout -k 5` and `docker stop` kill the controller while the worker still writes; the system's word for that is SIGTERM too."""
+    mine, trainer = Listener(), type("Trainer", (), {"_signal_connector": type("Connector", (), {})()})()
+    monkeypatch.setattr(stopping.time, "monotonic", iter([100.0, 100.0 + 2 * stopping.ECHO]).__next__)
+    written = []
+
+    def saves():
+        with mine.later(trainer):
+            mine.hear(signal.SIGTERM, None)
+            monkeypatch.setattr(stopping.os, "getppid", lambda: 1)
+            mine.hear(signal.SIGTERM, None)
+            written.append("all of it")
+
+    with pytest.raises(Stopped):
+        saves()
+    assert written
+
+
 def test_outside_of_training_nothing_waits():
     mine = Listener()
     before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
@@ -418,4 +436,6 @@ def test_want_of_memory_is_told_as_what_a_user_can_mend(error):
     assert "hardware.accumulate=2" in told["message"]
     assert type(error).__name__ in told["message"]
     assert errors.facts(torch.OutOfMemoryError("CUDA out of memory"))["kind"] == "OutOfMemoryError", "which the controller mends"
+    for words in ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"):
+        assert errors.facts(RuntimeError(words))["kind"] == "OutOfMemoryError"
     assert errors.facts(RuntimeError("mat1 and mat2"))["kind"] == "RuntimeError"

@@ -490,14 +490,27 @@ def test_a_search_in_which_all_fails_stops_and_retry_goes_on_with_the_same(runne
     assert len(after) == 12
 
 
-def test_on_error_stop_stops_and_the_same_command_goes_on(runner):
+def test_on_error_stop_stops_until_another_try_is_asked_for(runner):
     runner.outcome = lambda s: "no" if len(runner.runs) == 2 else worth(s)
-    found = asked(f"{TINY} {RATE} sweeper.trials=6 sweeper.together=2 sweep.on_error=stop")
-    result = go(found)
-    assert not result.whole
-    assert len(told(found.at)) == 4
-    assert go(found).whole
+    words = f"{TINY} {RATE} sweeper.trials=6 sweeper.together=2 sweep.on_error=stop"
+    found = asked(words)
+    for _ in range(2):
+        result = go(found)
+        assert not result.whole
+        assert "sweep.retry=true tries it again" in result.line
+        assert len(told(found.at)) == 4
+    assert go(asked(f"{words} sweep.retry=true")).whole
     assert Counter(each[2] for each in told(found.at)) == {"COMPLETE": 6, "FAIL": 1}
+
+
+def test_a_grid_of_which_points_have_failed_is_not_whole(runner):
+    runner.outcome = lambda s: "no" if s.optimizer.lr == 0.2 else worth(s)
+    words = f"{TINY} optimizer.lr=0.1,0.2,0.3 sweeper.sampler=grid"
+    result = go(asked(words))
+    assert not result.whole
+    assert "1 point failed; sweep.retry=true tries again" in result.line
+    runner.outcome = worth
+    assert go(asked(f"{words} sweep.retry=true")).whole
 
 
 def test_a_trial_that_is_interrupted_twice_stops_the_search_and_is_not_lost(runner):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,31 @@ def test_a_lost_job_is_told_with_slurms_words_and_the_others_are_waited_for(tmp_
     ]
     assert {folder.record["status"] for folder in folders} == {"running"}
     assert told.count("was interrupted, and goes on when the command is given again: Slurm says") == 3
+
+
+def test_a_folder_that_somebody_removes_takes_no_other_job_with_it(
+    tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, asked = slurm._queue, []
+
+    def later() -> Any:
+        asked.append(1)
+        for folder in map(RunFolder, (tmp_path / "sweep").glob("[!.]*/")):
+            if folder.job and folder.job["id"] == "0_0":
+                shutil.rmtree(folder.path)
+            elif folder.job and len(asked) == 3:
+                folder.update(status="failed", error={"kind": "ValueError", "message": "no"})
+        if len(asked) == 3:
+            cluster.becomes(_0_0="COMPLETED|None", _0_1="COMPLETED|None")
+        elif len(asked) == 1:
+            cluster.becomes(_0_0="COMPLETED|None", _0_1="RUNNING|None")
+        return queue()
+
+    monkeypatch.setattr(slurm, "_queue", later)
+    [folder], told = run(tmp_path, "seed=0,1")
+    assert folder.record["status"] == "failed"
+    assert "was removed while it ran" in told
+    assert "CANCELLED" not in (cluster.here / "queue").read_text()
 
 
 def test_a_job_that_slurm_has_forgotten_is_not_waited_for(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

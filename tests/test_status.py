@@ -22,7 +22,8 @@ from rich.console import Console
 
 from regraft import cli, config, dispatch, manifest, standing, status, sweep
 from regraft.errors import UserError, killed
-from regraft.record import METRICS, Metrics, RunFolder
+from regraft.files import write_json
+from regraft.record import JOB, METRICS, Metrics, RunFolder
 from regraft.standing import Reader, Run, Sweep
 
 OVERRIDES = {"a": ["model=mlp", "head.dropout=0"], "b": ["model=mlp", "head.dropout=0.2"], "c": ["model=mlp", "head.dropout=0.5"]}
@@ -96,6 +97,16 @@ def test_every_state_is_told(tmp_path: Path) -> None:
     assert "SIGKILL" in told
     assert "its process is gone" in told
     assert "0.9" not in told, "neither what is measured on test nor a pruned run is the best"
+
+
+def test_a_job_that_waits_in_a_queue_is_handed_on_though_its_controller_has_claimed_it(tmp_path: Path) -> None:
+    root = tmp_path / "sweep"
+    folder = begun(root / "queued")
+    write_json(folder / JOB, {"launcher": "slurm", "id": "7_0"})
+    with folder.hold("controller"):
+        assert states(look(root)) == {"queued": "handed"}
+        with folder.hold():
+            assert states(look(root)) == {"queued": "running"}
 
 
 def test_the_controllers_lock_makes_a_run_running_before_its_worker_has_one(tmp_path: Path) -> None:
@@ -464,6 +475,26 @@ def test_runs_that_are_not_begun_wait(commanded: Any, tmp_path: Path) -> None:
     assert sweep.counts == {"failed": 1, "waiting": 2}
     assert "goes on with" in text([sweep])
     assert not (tmp_path / "sweep" / "record.json").exists()
+
+
+def test_the_same_command_does_not_pass_a_failure_over_where_that_stops(commanded: Any, tmp_path: Path) -> None:
+    words = ["seed=0,1,2", "sweep.on_error=stop"]
+    commanded(words, Fake(broken=(0,)))
+    again = Fake()
+    assert commanded(words, again)[-1] == "Nothing else is begun (sweep.on_error=stop)."
+    assert not again.seen
+    commanded([*words, "sweep.retry=true"], again)
+    assert look(tmp_path / "sweep").counts == {"done": 3}
+
+
+@pytest.mark.parametrize(("seeds", "at"), [("seed=0,1", "hydra.sweep.dir"), ("seed=0", "hydra.sweep.dir"), ("seed=0", "hydra.run.dir")])
+def test_a_folder_that_is_gone_is_no_success(
+    seeds: str, at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dispatch, "launcher", lambda spec: Fake(removed=(0,)))
+    words = ["dataset=digits", "model=mlp", "model.weights=none", "freeze=none", "hardware=cpu", seeds, f"{at}={tmp_path / 'at'}"]
+    assert cli.main(["train", *(["-m"] if "sweep" in at else []), *words]) == 1
+    assert "was removed while it ran" in "".join(capsys.readouterr())
 
 
 def test_what_was_interrupted_or_removed_is_told_and_the_others_run(commanded: Any, tmp_path: Path) -> None:

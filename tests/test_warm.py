@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from queue import SimpleQueue
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from regraft import worker
+from regraft.files import write_json
 from regraft.launchers import workers
 from regraft.record import LOG, RunFolder
 
@@ -75,9 +77,7 @@ def stage(monkeypatch):
     monkeypatch.setattr(
         workers,
         "worker",
-        SimpleNamespace(
-            forked=acting, end_with_parent=worker.end_with_parent, STOPPED=worker.STOPPED, MEMORY=worker.MEMORY, TOLD=worker.TOLD
-        ),
+        SimpleNamespace(forked=acting, end_with_parent=worker.end_with_parent, STOPPED=worker.STOPPED, TOLD=worker.TOLD),
     )
 
 
@@ -157,6 +157,29 @@ def test_a_folder_that_is_removed_meanwhile_is_no_trouble(stage, tmp_path):
     assert not folder.exists
 
 
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
+def test_what_the_other_rank_says_of_one_that_a_signal_has_ended_is_an_echo(tmp_path, number):
+    folder = begun(tmp_path / "run", "end")
+    echo = {"kind": "RuntimeError", "message": "gloo: Connection closed by peer", "problems": [], "rank": 0}
+    write_json(worker.error_file(folder, 0), echo)
+    ended: SimpleQueue = SimpleQueue()
+    ended_by = workers.Worker([folder], 2, [], lambda: -number, ended)
+    assert ended.get(timeout=10) is ended_by
+    ended_by.settle()
+    record = folder.record
+    assert record["status"] == ("running" if number == signal.SIGKILL else "failed"), "a crash is a mistake, whoever's it is"
+    assert f"ended by {number.name}" in record["error"]["message"]
+    assert ("closed by peer" in record["error"]["message"]) == (number != signal.SIGKILL)
+
+
+def test_what_was_half_written_by_one_that_was_killed_is_removed(stage, tmp_path):
+    folder = begun(tmp_path / "run", "end")
+    (folder / ".next.ckpt.x1y2.part").write_bytes(b"0" * 100)
+    workers.run([folder], 1)
+    assert folder.record["status"] == "done"
+    assert not list(folder.path.glob(".*.part"))
+
+
 def test_a_run_that_a_gpus_memory_is_too_small_for_goes_on_with_smaller_micro_batches(stage, tmp_path):
     record = {"error": None, "batch": {"global": 8, "devices": 1, "micro": 8, "accumulate": 1}}
     for name, enough, micro in (("some", 2, 8), ("none", 9, 1)):
@@ -219,13 +242,13 @@ with open("begun", "a") as file:  # no guard: whoever imports this program runs 
     file.write("once\\n")
 multiprocessing.get_context("forkserver").set_forkserver_preload(["regraft.worker"])  # not the frameworks, for speed
 forkserver.ensure_running()
-workers.worker = SimpleNamespace(forked=test_warm.acting, end_with_parent=None, STOPPED="Stopped", MEMORY="", TOLD=75)
+workers.worker = SimpleNamespace(forked=test_warm.acting, end_with_parent=None, STOPPED="Stopped", TOLD=75)
 workers.PATIENCE = 2
 workers.run([RunFolder("run")], 1)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_no_orphan_outlives_the_controller(tmp_path, number):
     folder = begun(tmp_path / "run", "linger")
     (tmp_path / "controller.py").write_text(CONTROLLER)

@@ -88,9 +88,10 @@ def _train(options: argparse.Namespace) -> int:
     command = shlex.join(["regraft", "train", *(["-m"] if options.multirun else []), *options.overrides])
     single = jobs[0].single
     folders = dispatch.run(planned, command, lambda what: console.print(what, markup=False, soft_wrap=isinstance(what, str)), show=single)
-    records = [folder.record for folder in folders if not folder.waits]
-    failed = [each for each in records if each["status"] not in ENDED]
-    if single and not failed:
+    failed = [folder for folder in folders if not folder.waits and folder.record["status"] not in ENDED]
+    if not folders:
+        print(f"regraft: nothing is left of {planned[0].folder.path}: it was removed while it ran", file=sys.stderr)
+    elif single and not failed:
         console.print(tables.result(folders[0]))
     elif not single:
         console.print(tables.sweep(folders, sweep.axes(planned)))
@@ -100,7 +101,7 @@ def _train(options: argparse.Namespace) -> int:
         what, again = ("failed", "tries again") if folders[0].record["status"] == "failed" else ("was interrupted", "goes on with it")
         print(f"regraft: the run {what}: {said(error)}", file=sys.stderr)
         print(f"  more in {_shown(folders[0].path)}/log.txt; the same command {again}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or len(folders) < len(planned) else 0  # one without a folder was removed, or never begun
 
 
 def _search(composer: Any, given: Any, options: argparse.Namespace) -> int:
@@ -117,8 +118,7 @@ def _search(composer: Any, given: Any, options: argparse.Namespace) -> int:
     command = shlex.join(["regraft", "train", "-m", *options.overrides])
     found = asked.run(command, lambda what: console.print(what, markup=False, soft_wrap=isinstance(what, str)))
     console.print(tables.sweep(found.folders, found.axes))
-    console.print(f"search: {found.line}", markup=False, soft_wrap=True)
-    console.print(f"runs: {_shown(asked.at)}", markup=False, soft_wrap=True)
+    console.print(f"search: {found.line}\nruns: {_shown(asked.at)}", markup=False, soft_wrap=True)
     return 0 if found.whole else 1
 
 

@@ -45,12 +45,16 @@ def run(planned: Sequence[Planned], command: str, say: Say, show: bool = False) 
     """
     several = len(planned) > 1 or not planned[0].job.single
     names = {each.run_id: f"{i}/{len(planned)} {each.run_id}" if several else "" for i, each in enumerate(planned, 1)}
-    left = {each.run_id: each for each in planned if each.left}
+    left, stopped = {each.run_id: each for each in planned if each.left}, False
     for each in planned:
         if each.run_id not in left and each.done:
             say(f"{names[each.run_id]} is done already: {each.name}" if several else "This run is done already.")
         elif each.run_id not in left:
             say(f"{names[each.run_id]} has failed before, and is passed over (sweep.retry=true tries it again): {each.name}")
+            stopped = stopped or each.job.settings.sweep.on_error == "stop"
+    if stopped:
+        say("Nothing else is begun (sweep.on_error=stop).")
+        left.clear()
     _open_files(SPARE + len(left))
     where = environment()
     pace = Pace(len(planned), len(left))

@@ -20,7 +20,7 @@ from regraft.computing import autocast, chosen, device_of
 from regraft.ema import EMA
 from regraft.epochs import Epochs
 from regraft.errors import Problem, UserError
-from regraft.feeds import Feed, truth
+from regraft.feeds import EXTRACT, Feed, truth
 from regraft.hardware import Batch as Arithmetic
 from regraft.hardware import Choice
 from regraft.judging import Best
@@ -71,7 +71,7 @@ class Engine:
     ) -> None:
         """`like`: the engine of another run, which differs from this one in its head's numbers alone; what is equal is shared."""
         self.settings, self.chain, self.source, self.folder, self.say, self.show = settings, chain, source, folder, say, show
-        self.supply: Supply = like.supply if like else Supply(settings, chain, source, say, show)
+        self.supply: Supply = like.supply if like else Supply(settings, chain, source, say, show, max(1, EXTRACT >> folder.halved))
         self.samples = self.supply.samples
         self.sampling = self.supply.reading.sampling() | {"seed": settings.seed}  # how an epoch goes through the pictures
         self.batch = settings.batch.halved(folder.halved)

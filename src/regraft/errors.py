@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+FULL = "OutOfMemoryError"  # the kind of error, torch's name, of a GPU whose memory was too small
+
 
 class Problem(NamedTuple):
     """One mistake: the config key or file it is about, what was given (None: nothing), and what would work."""
@@ -47,7 +49,8 @@ def facts(error: BaseException, rank: int = 0) -> dict[str, Any]:
         error = UserError(Problem("data.batch_size", None, remedy))
     problems = error.problems if isinstance(error, UserError) else []
     message = "\n".join(map(str, problems)) if problems else str(error)
-    return {"kind": type(error).__name__, "message": message, "problems": [list(map(str, each)) for each in problems], "rank": rank}
+    kind = FULL if _full(error) else type(error).__name__
+    return {"kind": kind, "message": message, "problems": [list(map(str, each)) for each in problems], "rank": rank}
 
 
 def killed(message: str) -> dict[str, Any]:
@@ -64,6 +67,12 @@ def said(told: Mapping[str, Any]) -> str:
 def brief(error: BaseException) -> str:
     """The first line of what a library says."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
+
+
+def _full(error: BaseException) -> bool:
+    """Whether a GPU's memory was too small: CUDA's libraries have errors of their own for it."""
+    words = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return type(error).__name__ == FULL or (isinstance(error, RuntimeError) and any(each in str(error) for each in words))
 
 
 def _starved(error: BaseException) -> bool:

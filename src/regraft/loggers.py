@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from filelock import FileLock
 
 from regraft.errors import Problem
-from regraft.files import digest
 from regraft.record import METRICS, Metrics
 from regraft.registry import Group, Named, doc
 
@@ -44,16 +44,17 @@ class LoggerSpec(Named):
             return [Problem("name", self.name, remedy)]
         return []
 
-    def build(self, run: Path, run_id: str, config: dict[str, Any]) -> Logger | None:
-        """Lightning's logger for one run, new or resumed; `run` is its folder. To be closed with `success`, `failed`, or `aborted` where
-        the run goes on later. None: nothing beside metrics.csv."""
+    def build(self, run: Path, run_id: str, place: str, config: dict[str, Any]) -> Logger | None:
+        """Lightning's logger for one run, new or resumed; `run` is its folder, and `place` tells it from others that hold the same run,
+        wherever it is copied to. To be closed with `success`, `failed`, or `aborted` where the run goes on later. None: nothing beside
+        metrics.csv."""
         raise NotImplementedError
 
 
 class CSV(LoggerSpec):
     """metrics.csv in the run folder, and nothing else."""
 
-    def build(self, run: Path, run_id: str, config: dict[str, Any]) -> None:
+    def build(self, run: Path, run_id: str, place: str, config: dict[str, Any]) -> None:
         return None
 
 
@@ -64,7 +65,7 @@ class Wandb(LoggerSpec):
     entity: str | None = doc("wandb's user or team; null: the one that is logged in", decides=False)
     mode: Literal["auto", "online", "offline"] = doc("auto: online where somebody is logged in", decides=False)
 
-    def build(self, run: Path, run_id: str, config: dict[str, Any]) -> Logger | None:
+    def build(self, run: Path, run_id: str, place: str, config: dict[str, Any]) -> Logger | None:
         from pytorch_lightning.utilities import rank_zero_only
 
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
@@ -79,7 +80,7 @@ class Wandb(LoggerSpec):
         unsaid = self.mode == "auto" and "WANDB_MODE" not in os.environ
         offline = self.mode == "offline" or (unsaid and not wandb.login(prompt=False, verify=False))
         mode = "offline" if offline else None if self.mode == "auto" else "online"  # None: WANDB_MODE decides
-        name = f"{digest(str(run))[:8]}-{run_id}"  # the folder too: the same run may stand in two sweeps
+        name = f"{place}-{run_id}"  # the place too: the same run may stand in two sweeps
         # create_new: Lightning would otherwise go on with whatever run this process has opened before
         experiment = wandb.init(
             project=self.project,
@@ -109,7 +110,7 @@ class TensorBoard(LoggerSpec):
 
     package = "tensorboard"
 
-    def build(self, run: Path, run_id: str, config: dict[str, Any]) -> Logger:
+    def build(self, run: Path, run_id: str, place: str, config: dict[str, Any]) -> Logger:
         from regraft.tracking import TensorBoard
 
         return TensorBoard(str(run), Metrics(run / METRICS))
@@ -123,7 +124,13 @@ class MLflow(LoggerSpec):
     tracking_uri: str | None = doc("MLflow's server or store; null: the folder mlruns beside the sweep's folder", decides=False)
     experiment: str = doc("MLflow's experiment, which holds the runs", decides=False)
 
-    def build(self, run: Path, run_id: str, config: dict[str, Any]) -> Logger | None:
+    def problems(self) -> list[Problem]:
+        if not re.match(r"[^/]+://[^/]*@", self.tracking_uri or ""):
+            return super().problems()
+        remedy = "a config is kept and shown, and so must hold no password; MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD may"
+        return [*super().problems(), Problem("tracking_uri", "(a server, with a name or a password)", remedy)]
+
+    def build(self, run: Path, run_id: str, place: str, config: dict[str, Any]) -> Logger | None:
         from pytorch_lightning.utilities import rank_zero_only
 
         if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
@@ -134,7 +141,7 @@ class MLflow(LoggerSpec):
         sweep = run.parent if run.parent.name in ("single", config.get("sweep", {}).get("name")) else run
         folder = sweep.parent / "mlruns"
         uri = self.tracking_uri or folder.as_uri()
-        name = f"{digest(str(run))[:8]}-{run_id}"  # the folder too: the same run may stand in two sweeps
+        name = f"{place}-{run_id}"  # the place too: the same run may stand in two sweeps
         if self.tracking_uri:
             return self._logger(run, uri, name, run_id, config)
         folder.mkdir(parents=True, exist_ok=True)

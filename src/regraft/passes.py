@@ -62,8 +62,11 @@ class Pass:
         dtype: torch.dtype,
         device: torch.device,
         below: tuple[str, Mapping[Seen, Rows]] | None = None,
+        most: int = EXTRACT,
     ) -> None:
-        """`below`: a boundary, and rows there of all these pictures in all these views, from which the pass begins; None: the pictures."""
+        """`below`: a boundary, and rows there of all these pictures in all these views, from which the pass begins; None: the pictures.
+        `most`: pictures of a batch."""
+        self._most = most
         self.chain, self.reading, self.samples, self.places = chain, reading, samples, list(places)
         self.dtype, self.device, self.below = dtype, device, below
         self._tried: dict[int, dict[Place, Tensor]] = {}  # position -> its rows, computed while they were timed
@@ -135,7 +138,7 @@ class Pass:
         """Pictures of a batch: as many as are fast, as long as their rows fit in memory."""
         shapes = entering(self.chain)
         held = sum(math.prod(shapes[boundary]) * self.dtype.itemsize for boundary, _ in self.places)
-        return max(1, min(EXTRACT, int(HELD // held)))
+        return max(1, min(self._most, int(HELD // held)))
 
 
 def _views(places: Iterable[Place]) -> list[Seen]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft import files
-from regraft.errors import Problem, UserError
+from regraft.errors import FULL, Problem, UserError
 from regraft.stopping import Stopped
 
 MEETING = "REGRAFT_MEETING"  # the environment variable that names a file where ranks that were forked learn where to meet
@@ -136,7 +136,7 @@ def _plain(value: Any) -> Any:
 def _error(rank: int, kind: str, message: str, problems: list[list[Any]]) -> BaseException:
     if kind == Stopped.__name__:
         return Stopped(message)
-    if kind == "OutOfMemoryError":
+    if kind == FULL:
         from torch import OutOfMemoryError
 
         return OutOfMemoryError(f"rank {rank}: {message}")

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 JOURNAL, ALONE = "search.journal", ".search"
 FAILURES = (5, 20)  # trials in a row that may fail (at least as many as a round has): before any has ended well, and later
 MISSES = 100  # points in a row that a sampler may ask for and that can't be
+STOPPED = "stopped at a trial that failed (sweep.on_error=stop); sweep.retry=true tries it again"
 INTERRUPTIONS = 2  # of one trial under one command
 SHOWN = 12  # combinations of groups' entries that are shown
 
@@ -134,7 +135,8 @@ class Search:
             study = self.study()
             manifest.note(self.at, command, [], trials=self.spec.trials)
             again, interrupted = _failed(study) if self.s.sweep.retry else [], Counter[int]()
-            if not again and (reason := self._hopeless(study)):
+            stops = self.s.sweep.on_error == "stop"
+            if not again and (reason := STOPPED if stops and _failed(study) else self._hopeless(study)):
                 return self._found(study, reason)
             while trials := self._round(study, again):
                 good, numbers = _good(study), [trial.number for trial in trials]
@@ -145,14 +147,14 @@ class Search:
                 for trial in trials:
                     if not self._tell(study, trial, planned[trial.number]):
                         interrupted[trial.number] += 1
-                failed = {trial.number for trial in _failed(study)}
-                if self.s.sweep.on_error == "stop" and failed.intersection(numbers):
-                    return self._found(study, "stopped at a trial that failed (sweep.on_error=stop)")
+                if stops and {trial.number for trial in _failed(study)}.intersection(numbers):
+                    return self._found(study, STOPPED)
                 if INTERRUPTIONS in interrupted.values():
                     return self._found(study, "stopped at a trial that was interrupted twice; the same command goes on with it")
                 if reason := self._hopeless(study):
                     return self._found(study, reason)
-            return self._found(study)
+            short = _failed(study) if _good(study) < self.spec.trials else []  # a grid has no more points
+            return self._found(study, f"{words.count(len(short), 'point')} failed; sweep.retry=true tries again" if short else "")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -172,9 +172,10 @@ class Reader:
     def _live(self, run: Run) -> Run:
         """A run whose record says `running`: whether that is so, and how far it is."""
         folder = run.folder
-        if any(_held(folder / name) for name in (".worker", ".controller")):
+        job = RunFolder(folder).job if run.status == "running" else None
+        if _held(folder / ".worker") or (not job and _held(folder / ".controller")):  # a launcher's controller claims what waits, too
             run = replace(run, status="running", trouble="", seconds=max(0.0, time.time() - run.launched) if run.launched else None)
-        elif run.status == "running" and (job := RunFolder(folder).job) and job["id"] != DRY:
+        elif job and job["id"] != DRY:
             run = replace(run, status="handed", trouble=f"handed to {words.plain(job['launcher'], 40)} as {words.plain(job['id'], 40)}")
         else:
             run = replace(run, status="interrupted", trouble=run.trouble or "its process is gone")

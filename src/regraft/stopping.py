@@ -25,9 +25,11 @@ class Listener:
         self.told: signal.Signals | None = None
         self._at = 0.0  # s, when
         self._heard_later = False
+        self._parent = os.getppid()
 
     def listen(self) -> None:
         """From here on signals are heard; to be called in the main thread."""
+        self._parent = os.getppid()
         for number in SIGNALS:
             signal.signal(number, self.hear)
 
@@ -43,7 +45,9 @@ class Listener:
             self.told, self._at = signal.Signals(number), now
             if self._heard_later:
                 return
-        elif now - self._at < ECHO:
+        elif (
+            now - self._at < ECHO or os.getppid() != self._parent
+        ):  # the system's word that the parent is gone keeps nothing from being saved
             return
         self.stop("at once; what was saved before stands")
 

@@ -37,7 +37,11 @@ LIVE = "cache.mode=auto trains such a phase live"
 class Supply:
     """One run's feeds; several runs of one chain, one set and one augmentation may share it."""
 
-    def __init__(self, settings: Settings, chain: Chain, source: Source, say: Callable[[str], None], show: bool) -> None:
+    def __init__(
+        self, settings: Settings, chain: Chain, source: Source, say: Callable[[str], None], show: bool, most: int = EXTRACT
+    ) -> None:
+        """`most`: pictures that run through what is frozen at once."""
+        self.most = most
         self.settings, self.chain, self.source, self.say, self.show = settings, chain, source, say, show
         self.reading = Reading(settings, source)
         self.samples = self.reading.samples
@@ -127,13 +131,15 @@ class Supply:
         found = [self._rows.get((boundary, split, view)) for view in views]
         rows = [each for each in found if each is not None]
         if len(rows) == len(found):
-            size = ROWS if boundary == HEAD else EXTRACT
+            size = ROWS if boundary == HEAD else self.most
             parts = told.split(size) if len(told) else ()
             read = (torch.stack([each.gather(part) for each in rows]).to(device).float() for part in parts)
             small = boundary == HEAD and sum(each.bytes for each in rows) * len(told) <= HELD
             yield from self._held.setdefault(split, list(read)) if small else read
             return
-        for batch in self.reading.every(self.samples[split].take(told.numpy()), views).in_order(EXTRACT, self.settings.hardware.readers()):
+        for batch in self.reading.every(self.samples[split].take(told.numpy()), views).in_order(
+            self.most, self.settings.hardware.readers()
+        ):
             pictures = (self.chain.prepare(x) for x in batch.x.to(device).unbind(1))
             if boundary == self.chain.stages[0]:
                 yield torch.stack(list(pictures))
@@ -189,7 +195,7 @@ class Supply:
         rows = {view: self._rows.get((below or "", split, view)) for _, view in places}
         whole = {view: each for view, each in rows.items() if each is not None}
         begin = (below, whole) if below and len(whole) == len(rows) else None
-        return Pass(self.chain, self.reading, self.samples[split], places, self.dtype, device_of(self.settings.hardware), begin)
+        return Pass(self.chain, self.reading, self.samples[split], places, self.dtype, device_of(self.settings.hardware), begin, self.most)
 
     def _chosen(self, passes: Mapping[str, Pass], stores: Mapping[Place, Store]) -> tuple[dict[str, str], int]:
         """The boundaries that are not kept, and why; the topmost is kept first, since it saves most for each byte. Evicts what is older.

@@ -19,7 +19,7 @@ from regraft.settings import FILES_GROUPS, GROUPS
 if TYPE_CHECKING:
     from regraft.datasets.source import Source
 
-KEPT = ("halved",)  # what a run's record says that the next attempt goes by
+KEPT = ("halved", "tuning")  # what a run's record says that the next attempt goes by
 
 
 @dataclass(frozen=True)
@@ -196,5 +196,5 @@ def begin(each: Planned, command: str, where: dict[str, Any], group: dict[str, A
     before = each.folder.record if each.status else {}
     kept = {key: before[key] for key in KEPT if key in before}
     record = {"run_id": each.run_id, "command": command, "overrides": list(each.job.overrides), **where, "times": {"launched": time.time()}}
-    record |= {"trial": each.job.trial} if each.job.trial else {}
+    record |= {"place": digest(str(each.folder.path))[:8]} | ({"trial": each.job.trial} if each.job.trial else {})
     each.folder.begin(each.job.config, {**record, "data": each.data, "seed": each.job.settings.seed, "group": group, "error": None, **kept})

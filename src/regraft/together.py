@@ -84,7 +84,9 @@ class Begun:
     def log(self) -> None:
         """Open its loggers."""
         s, folder = self.engine.settings, self.engine.folder
-        self.loggers = [each for spec in s.logger.values() if (each := spec.build(folder.path, self.record["run_id"], folder.config))]
+        config = {key: value for key, value in folder.config.items() if key != "launcher"}  # what a cluster is told is no experiment's
+        known = folder.path, self.record["run_id"], self.record["place"], config
+        self.loggers = [each for spec in s.logger.values() if (each := spec.build(*known))]
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from regraft.record import LOG, RunFolder
 
 PATIENCE = 30  # seconds that an orphan has to save and end
 STOPPED = stopping.Stopped.__name__  # the kind of error that a worker leaves which was told to stop, and has saved
-MEMORY = "OutOfMemoryError"  # torch's, of a GPU
 TOLD = 75  # the exit status of a worker that was told to stop
 
 
@@ -43,6 +42,10 @@ def main(folders: Sequence[RunFolder], show: bool) -> int:
             stopping.listener.listen()
             for folder in folders if rank == 0 else ():
                 locks.callback(folder.hold().release)
+                for left in folder.path.glob(
+                    ".[!.]*.part"
+                ):  # by one that was killed while it wrote; other ranks' errors begin with two dots
+                    left.unlink(missing_ok=True)
                 if folder is not folders[0]:
                     with (folder / LOG).open("a", encoding="utf-8") as other:
                         other.write(f"runs in a group, whose log is {folders[0] / LOG}\n")
@@ -90,7 +93,8 @@ def forked(paths: Sequence[str], show: bool, surroundings: Mapping[str, str]) ->
 def _end_with(sentinel: int) -> None:
     """Wait until the controller is gone, then have this process save, and end it and all that it started."""
     wait([sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
+    if stopping.listener.told is None:  # else it is saving, and another word would end that
+        os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(PATIENCE)
     os.killpg(0, signal.SIGKILL)
 

@@ -22,6 +22,8 @@ LINE = [  # depth x dropout x device count, small enough for two cores
     *("model.depth=18,34,50", "head.dropout=0,0.2,0.5", "hardware.devices=1,2"),
     *("dataset.per_class=2", 'dataset.classes=["0","1"]', "trainer.max_epochs=1"),
 ]
+# the same three axes, two values each: for launchers that start every job afresh
+CUBE = [*(word for word in LINE if not word.startswith(("model.depth", "head.dropout"))), "model.depth=18,34", "head.dropout=0,0.5"]
 
 
 def regraft(*words: str, at: Path, timeout: float = 580, **how: Any) -> subprocess.CompletedProcess[str]:

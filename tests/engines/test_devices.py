@@ -148,6 +148,32 @@ def test_a_frozen_batchnorm_holds_and_a_trained_one_follows_the_key(tmp_path):
     assert furthest(local, one) > 1e-3
 
 
+SMALL = "dataset.train=13 dataset.val=5 dataset.test=5"
+PICTURES = "data.size=32 dataset.per_class=40 model.weights=none"
+GREEDY = "dataset=digits dataset.per_class=3 data.size=8 model=dbn model.width=16 freeze=greedy freeze.pretrain=1"
+OTHERS = {  # what is no classification of pictures: batches of 6, of which the last one is smaller
+    "sequences": "dataset=japanese_vowels dataset.per_class=3 model=lstm model.depth=2 model.width=16 model.dropout=0.2 freeze=none",
+    "machines": f"{GREEDY} model.depth=2",
+    "persistent chains": f"{GREEDY} model.depth=2 model.particles=5",
+    "frames": "task=frames dataset=chorales dataset.per_class=14 model=gru model.width=16 model.pool=none freeze=none",
+    "tags": f"task=tag dataset=clipart_tags {PICTURES} model=mlp freeze=none",
+    "tags in a row": f"task=tag dataset=clipart_tags {PICTURES} model=mlp freeze=none head=tagger head.width=16",
+    "captions": f"task=caption dataset=clipart_titles {PICTURES} model=captioner head.width=16 head.attention=true freeze=backbone",
+    "lines": f"task=ocr dataset=digit_strings {SMALL} model.width=4 model.units=8 freeze=none",
+    "boxes": f"task=detect dataset=scenes {SMALL} data.size=64 model.weights=none freeze=backbone",
+}
+
+
+@pytest.mark.parametrize("words", OTHERS.values(), ids=OTHERS)
+def test_every_task_and_family_has_the_same_result_on_two_devices(tmp_path, words):
+    common = ["data.batch_size=6", "optimizer=sgd", "optimizer.lr=0.05", "trainer.max_epochs=2", "trainer.keep=last", "plots=false"]
+    one, two = one_and_two([*common, *words.split(), "hardware=cpu", "hardware.workers=0"], tmp_path)
+    assert len({value for (metric, _), value in curves(one).items() if metric == "train/loss"}) > 1, "it learns something"
+    assert curves(two) == pytest.approx(curves(one), abs=1e-5, rel=1e-5)
+    assert furthest(one, two) < 1e-5
+    assert two.record["metrics"] == pytest.approx(one.record["metrics"], abs=1e-5, rel=1e-5)
+
+
 @pytest.mark.parametrize("world", ["1", "3"])
 def test_a_worker_in_another_world_than_was_asked_for_fails_loudly(tmp_path, world):
     """What a launcher that has lost count of its tasks would start: two devices are asked for."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.commands import SEARCH, folders, same_search, until
+from engines.commands import CUBE, SEARCH, folders, same_search, until
 from regraft.record import Metrics, RunFolder
 
 pytest.importorskip("ray")
@@ -102,14 +102,13 @@ def finished(world: World, *words: str) -> None:
         assert {int(epoch) for epoch, _ in rows} == set(range(60))
 
 
-def test_a_sweep_over_devices_has_the_metrics_of_the_local_launcher(world):
-    words = [*TINY, "head.dropout=0,0.3", "hardware.devices=1,2", "trainer.max_epochs=3"]
+def test_depth_dropout_and_device_count_give_the_metrics_of_the_local_launcher(world):
     for launcher in ("ray", "local"):
-        done = world.run(*REGRAFT, *words, f"launcher={launcher}", f"hydra.sweep.dir={launcher}")
+        done = world.run(*REGRAFT, *CUBE, f"launcher={launcher}", f"hydra.sweep.dir={launcher}")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
     ray, local = runs(world, "ray"), runs(world, "local")
-    assert len(ray) == 4
+    assert len(ray) == 8
     assert [folder.record["resolved"]["world"] for folder in ray] == [folder.record["resolved"]["world"] for folder in local]
     assert {folder.record["resolved"]["world"] for folder in ray} == {1, 2}
     for one, other in zip(ray, local, strict=True):

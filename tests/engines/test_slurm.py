@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.commands import SEARCH, begun, complete, curves, epochs, folders, identical, regraft, same_search, until
+from engines.commands import CUBE, SEARCH, begun, complete, curves, epochs, folders, identical, regraft, same_search, until
 from regraft.record import RunFolder
 
 pytest.importorskip("submitit")
@@ -84,6 +84,19 @@ def test_each_shape_is_an_array_with_its_cores_and_a_stack_is_one_job_with_metri
     again = regraft(*words, *SLURM, "hydra.sweep.dir=slurm", at=tmp_path)
     assert again.stdout.count("is done already") == 4
     assert len(jobs()) == 3
+
+
+def test_depth_dropout_and_device_count_give_the_metrics_of_the_local_launcher(tmp_path, jobs):
+    for name, launcher in (("slurm", SLURM), ("local", [])):
+        done = regraft("train", "-m", *CUBE, *launcher, f"hydra.sweep.dir={name}", at=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    there, here = folders(tmp_path / "slurm"), folders(tmp_path / "local")
+    assert len(there) == len(here) == 8
+    assert all(map(complete, there))
+    for one, other in zip(there, here, strict=True):
+        assert one.path.name == other.path.name
+        assert one.record["metrics"] == pytest.approx(other.record["metrics"], rel=1e-5)
+    assert Counter(job["ReqCPUS"] for job in jobs()) == {"1": 4, "2": 4}
 
 
 def test_a_search_asks_slurm_for_the_same_as_this_machine(tmp_path, jobs):

@@ -137,7 +137,8 @@ def _listed(need: Need) -> str:
 def _settle(ray: Any, task: Any, folders: Sequence[RunFolder]) -> None:
     """Write into the records what has become of runs whose worker could not: its node is gone, or its process."""
     for folder in folders:
-        os.listdir(folder.path)  # has a network file system look again at what another machine has written
+        with suppress(OSError):  # somebody may have removed it
+            os.listdir(folder.path)  # has a network file system look again at what another machine has written
     try:
         ray.get(task, timeout=0)
         return
@@ -150,7 +151,7 @@ def _settle(ray: Any, task: Any, folders: Sequence[RunFolder]) -> None:
             with suppress(ray.exceptions.RayError):
                 ray.cancel(task, force=True)
         error, status = killed(f"the worker was lost: {brief(raised)}"), "running"
-    for folder in folders:
+    for folder in filter(lambda folder: folder.exists, folders):
         _tell(folder, status, error)
 
 

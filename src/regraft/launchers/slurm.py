@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from regraft import files, launchers
 from regraft.errors import Problem, UserError, killed
 from regraft.launchers.launcher import Group
-from regraft.launchers.workers import Share, heeded, run
+from regraft.launchers.workers import ENDING, Share, heeded, run
 from regraft.record import JOB, RunFolder, environment
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Launcher:
     def launch(self, groups: Sequence[Group], show: bool) -> None:
         unsent: list[Group] = []
         running: dict[str, Group] = {}
-        with heeded():
+        with heeded([number for number in ENDING if number != signal.SIGHUP]):  # a terminal that is lost ends no job
             try:
                 for group in groups:
                     if folders := group.begin():
@@ -203,20 +203,24 @@ class Task:
 
 
 def _told(folder: RunFolder) -> bool:
-    """Whether the worker has said what became of the run."""
-    os.listdir(folder.path)  # has a network file system look again at what another machine has written
-    record = folder.record
+    """Whether the worker has said what became of the run; a folder that can't be read has said nothing."""
+    try:
+        os.listdir(folder.path)  # has a network file system look again at what another machine has written
+        record = folder.record
+    except (OSError, UserError):
+        return False
     return record["status"] != "running" or bool(record.get("error"))
 
 
 def _settle(group: Group, job: str, state: str, reason: str) -> None:
     """What Slurm says into the records of runs that have not ended."""
-    if all(folder.record["status"] != "running" for folder in group.folders):
+    left = [folder for folder in group.folders if folder.exists and folder.record["status"] == "running"]
+    if not left:
         return
     if not state:  # it has left the queue some minutes ago
         state, _, reason = _ask("sacct", "-X", "--noheader", "--parsable2", "--format=State,Reason", f"--jobs={job}").strip().partition("|")
     said = f"{state or 'it is gone'} ({reason})" if reason not in ("", "None") else state or "it is gone"
-    for folder in group.folders:
+    for folder in left:
         _tell(folder, f"Slurm says of job {job}: {said}")
 
 

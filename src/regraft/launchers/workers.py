@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from regraft import ranks, worker
-from regraft.errors import killed
+from regraft.errors import FULL, killed
 from regraft.hardware import SHARE, cores
 from regraft.record import LOG, RunFolder
 
@@ -32,6 +32,7 @@ FOREIGN_PREFIXES = ("MASTER_", "PL_", "TORCHELASTIC_", "SLURM_")
 FORKS = sys.platform == "linux"  # elsewhere a fork is not safe once the frameworks are loaded
 PATIENCE = 30  # seconds that a worker has to save and end
 OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}  # what ends a worker that has made no mistake
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # what tells a controller to have its workers save and end
 SUMMARY = re.compile(rb"Root Cause.*?exitcode\s*:\s*(-\d+)", re.DOTALL)  # torchrun's last words, of a rank that a signal has ended
 NOTICE = 3  # seconds that ranks have to notice that another has failed
 LOST = 255  # multiprocessing's word for the exit status of a process whose server is gone
@@ -102,10 +103,13 @@ class Worker:
                 folder.update(status="failed", error={"kind": "RuntimeError", "message": told, "problems": [], "rank": None})
             if record["status"] != "running":
                 continue
-            outside = self.status == LOST or (killer in OUTSIDE and (error is None or self.devices > 1))  # what other ranks say is an echo
-            if outside or error is None:
-                error = killed(self._ending(killer))
-            if error["kind"] == worker.MEMORY and (left := _halved(self.folders, error)):
+            # what other ranks say of one that a signal has ended is an echo; but a GPU's want of memory is a cause
+            echo = bool(error and killer and self.devices > 1 and error["kind"] != FULL)
+            outside = self.status == LOST or (killer in OUTSIDE and (error is None or echo))
+            if outside or error is None or echo:
+                heard = f"; of which another rank says: {error['message']}" if error and not outside else ""
+                error = killed(self._ending(killer) + heard)
+            if error["kind"] == FULL and (left := _halved(self.folders, error)):
                 return left
             folder.update(status="running" if outside or error["kind"] == worker.STOPPED else "failed", error=error)
         return []
@@ -168,10 +172,10 @@ def environment(devices: int, share: Share | None = None) -> dict[str, str]:
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
-    """Inside, being told to end (SIGTERM, SIGHUP) is as being interrupted, so that workers are told, and waited for."""
+def heeded(signals: Sequence[signal.Signals] = ENDING) -> Iterator[None]:
+    """Inside, being told to end is as being interrupted, so that workers are told, and waited for."""
     main = threading.current_thread() is threading.main_thread()
-    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if main and signal.getsignal(number) != signal.SIG_IGN]
+    heard = [number for number in signals if main and signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, _interrupted) for number in heard}
     try:
         yield
