@@ -140,7 +140,9 @@ def test_boxes_that_cant_be_are_told_all_at_once_with_their_places(name: str, tm
         "b.png": [("horse", 1, 1, 5, 5), ("dog", 1, -3, 5, 5), ("dog", 0, 0, 41, 21)],  # the last reaches over by one px, and is cut
     }
     problems = told(FORMATS[name](tmp_path / "set", wrong), tmp_path)
-    words = ["outside of", "no area", "no such class", "outside of"] if name != "coco" else ["no category", "outside", "no area", "outside"]
+    words = ["outside of", "no area", "no such class" if name != "coco" else "no category", "outside of"]
+    if name == "coco":  # a box of no category belongs to no class, and is told before what boxes are looked at for
+        words.insert(0, words.pop(2))
     assert len(problems) == 4
     for problem, word in zip(problems, words, strict=True):
         assert word in problem
@@ -149,9 +151,46 @@ def test_boxes_that_cant_be_are_told_all_at_once_with_their_places(name: str, tm
         assert f"{place} = " in problem
 
     source = opened(FORMATS[name](tmp_path / "set", {**SET, **wrong}, on_error="skip", val=0, test=0), tmp_path)
-    kept = {"c.png", "d.png"} if name != "coco" else {"b.png", "c.png", "d.png"}  # a box of no class belongs to no picture's list
-    assert {Path(sample.id).name for sample in source.samples} <= kept | {"b.png"}
+    assert {Path(sample.id).name for sample in source.samples} == {"c.png", "d.png"}
     assert len(source.skipped) == 4
+
+
+def test_a_picture_is_named_once(tmp_path: Path) -> None:
+    as_voc(tmp_path / "voc", SET)
+    text = (tmp_path / "voc/Annotations/b.xml").read_text().replace("b.png", "a.png")
+    (tmp_path / "voc/Annotations/b.xml").write_text(text)
+    spec = as_coco(tmp_path / "coco", SET)
+    parts = json.loads((tmp_path / "coco/boxes.json").read_text())
+    parts["images"].append(parts["images"][0] | {"id": 99})
+    (tmp_path / "coco/boxes.json").write_text(json.dumps(parts))
+    for each, places in ((spec_of("voc", path=str(tmp_path / "voc"), known=["cat", "dog"]), "a.xml b.xml"), (spec, "images[0] images[4]")):
+        problems = told(each, tmp_path)
+        assert len(problems) == 2
+        for problem, place in zip(problems, places.split(), strict=True):
+            assert place in problem
+            assert "is named at" in problem
+        kept = opened(each.model_copy(update={"on_error": "skip", "val": 0, "test": 0}), tmp_path)
+        assert "a.png" not in {Path(sample.id).name for sample in kept.samples}
+    parts["images"][-1] = parts["images"][1] | {"id": 0}
+    (tmp_path / "coco/boxes.json").write_text(json.dumps(parts))
+    assert "another picture has this id" in told(spec, tmp_path)[0]
+
+
+@pytest.mark.parametrize("link", ["file", "folder"])
+def test_a_picture_outside_of_the_root_is_refused(link: str, tmp_path: Path) -> None:
+    as_csv(tmp_path / "set", SET)
+    pictures(tmp_path / "other", ["z.png"])
+    if link == "file":
+        (tmp_path / "set" / "z.png").symlink_to(tmp_path / "other" / "z.png")
+    else:
+        (tmp_path / "set" / "sub").symlink_to(tmp_path / "other")
+    with (tmp_path / "set" / "boxes.csv").open("a") as file:
+        file.write(f"{'sub/' if link == 'folder' else ''}z.png,cat,1,1,9,9\n")
+    spec = spec_of("boxes", path=str(tmp_path / "set/boxes.csv"), known=["cat", "dog"], val=0, test=0)
+    [problem] = told(spec, tmp_path)
+    assert "is a link out of" in problem
+    kept = opened(spec.model_copy(update={"on_error": "skip"}), tmp_path)
+    assert {Path(sample.id).name for sample in kept.samples} == set(SET)
 
 
 def test_a_long_list_of_mistakes_is_cut(tmp_path: Path) -> None:
@@ -215,7 +254,9 @@ def test_cocos_splits_have_files_and_folders_of_their_own(tmp_path: Path) -> Non
         ({"annotations": 3}, "a list of this name is needed"),
         ({"annotations": [{"image_id": 77, "category_id": 0, "bbox": [0, 0, 1, 1]}]}, "no picture has this id"),
         ({"annotations": [{"image_id": 0, "category_id": 0, "bbox": [0, 0, 1]}]}, "bbox is left"),
+        ({"annotations": [{"image_id": 0, "category_id": 0, "bbox": [10**400, 0, 1, 1]}]}, "bbox is left"),
         ({"annotations": ["x"]}, "is missing"),
+        ({"images": [{"id": 0, "file_name": "a\0.png", "width": 1, "height": 1}], "annotations": []}, "a path inside of"),
         ({"images": [{"id": 0, "file_name": "../x.png", "width": 1, "height": 1}], "annotations": []}, "a path inside of"),
         ({"images": [{"id": 0, "file_name": "a.png", "width": 20, "height": 40}], "annotations": []}, "a picture of 20 x 40 px"),
     ],
@@ -264,6 +305,18 @@ def test_voc_says_its_splits(tmp_path: Path) -> None:
     }
     (lists / "val.txt").write_text("d\n../../a\n")
     assert "val.txt:2" in told(spec, tmp_path)[0]
+    (lists / "val.txt").write_text("d\nb\n")
+    [problem] = told(spec, tmp_path)
+    assert "val.txt:2 = b" in problem
+    assert "train.txt:2" in problem
+    (lists / "val.txt").write_bytes("dü\n".encode("latin-1"))
+    assert "UTF-8" in told(spec, tmp_path)[0]
+
+
+def test_a_json_is_no_table(tmp_path: Path) -> None:
+    as_coco(tmp_path, SET)
+    (tmp_path / "boxes.json").write_text(json.dumps({"annotations": [{"name": "x" * 200_000}]}))
+    assert "is no csv" in told(spec_of("boxes", path=str(tmp_path / "boxes.json")), tmp_path)[0]
 
 
 def test_boxes_are_those_of_the_upright_picture(tmp_path: Path) -> None:

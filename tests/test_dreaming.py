@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from regraft import dreaming
@@ -26,6 +27,11 @@ def test_a_greedy_run_shows_its_own_filters_and_dreams(executed, monkeypatch) ->
     monkeypatch.setattr(dreaming, "STEPS", 20)
     run = executed([*WORDS, "freeze=greedy"])
     assert run.record["warnings"] == []
+    before = executed([*WORDS, "freeze=greedy", "trainer.max_epochs=2"])  # no epoch is left for the task
+    for name in ("filters.png", "dreams.png"):
+        assert (run.folder / name).read_bytes() == (before.folder / name).read_bytes(), "the task has not changed them yet"
+    assert not torch.equal(dbn.machines(before.chain)[0].weight, dbn.machines(run.chain)[0].weight)
+    run = before
     weights = dbn.machines(run.chain)[0].weight.detach()  # [9, 64]
     first = weights[weights.square().sum(1).argmax()].view(8, 8)
     with Image.open(run.folder / "filters.png") as image:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from regraft.ais import Estimate, log_likelihood, log_z
@@ -272,6 +274,18 @@ def test_ais_is_exact_without_weights_and_its_error_is_that_of_repetition() -> N
     known = float(torch.nn.functional.softplus(torch.cat([rbm.visible_bias, rbm.hidden_bias])).sum())
     assert log_z(rbm, chains=5, betas=5).log_z == pytest.approx(known)
     assert log_z(rbm, torch.rand(10), chains=500, betas=500).log_z == pytest.approx(known, abs=0.1)
+
+
+def test_the_usual_number_of_betas_suits_a_wide_machine_and_few_chains_tell_of_too_few() -> None:
+    torch.manual_seed(0)
+    rbm = RBM(14, 256)
+    torch.nn.init.normal_(rbm.weight, std=0.5)
+    true = float((-rbm.free_energy(states(14).float())).double().logsumexp(0).detach())
+    usual = yaml.safe_load((Path(__file__).parents[1] / "conf" / "model" / "dbn.yaml").read_text())["betas"]
+    found, hasty = log_z(rbm, betas=usual), log_z(rbm, betas=20)
+    assert found.log_z == pytest.approx(true, abs=0.3)
+    assert found.chains > 30
+    assert hasty.chains < 10
 
 
 def test_log_likelihood_is_that_of_the_enumerated_machine() -> None:

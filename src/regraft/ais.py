@@ -30,6 +30,7 @@ class Estimate(NamedTuple):
     error: float  # standard error of Z's estimate, as a part of it: nearly that of log Z, where it is small
     low: float  # log of the estimate of Z less three standard errors; -inf where nothing is left
     high: float  # and more three
+    chains: float = 0.0  # that count, by the evenness of their weights: where it is a few, more betas are needed, whatever the error says
 
 
 @torch.no_grad()
@@ -71,7 +72,8 @@ def log_z(rbm: RBM, means: Tensor | None = None, *, chains: int = 100, betas: in
     mean = float(weights.logsumexp(0)) - math.log(chains)
     error = float((weights - mean).exp().std()) / math.sqrt(chains)
     low = math.log1p(-3 * error) if 3 * error < 1 else -math.inf
-    return Estimate(known + mean, error, known + mean + low, known + mean + math.log1p(3 * error))
+    counted = math.exp(2 * float(weights.logsumexp(0)) - float((2 * weights).logsumexp(0)))  # (sum w)^2 / sum w^2
+    return Estimate(known + mean, error, known + mean + low, known + mean + math.log1p(3 * error), counted)
 
 
 @torch.no_grad()

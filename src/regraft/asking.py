@@ -125,11 +125,11 @@ def _boxes(run: Run, scores: Tensor) -> str:
     return "; ".join(told) or f"no box of a score of {boxes.SURE} or more"
 
 
-def generate(word: str, prime: str, seconds: float, seed: int, out: Path, tempo: float, temperature: float) -> list[Path]:
-    """What a finished run plays on from a prime: the MIDI file and its picture."""
+def generate(run: str, prime: str, seconds: float, seed: int, output: str, **how: Any) -> list[Path]:
+    """What a finished run plays on from a prime: the MIDI file and its picture, in the folder `output`. `how`: as `generating.write`."""
     from regraft import generating, load
 
-    return generating.write(load(_run_folder(word)), prime, seconds, seed, out, tempo=tempo, temperature=temperature)
+    return generating.write(load(_run_folder(run)), prime, seconds, seed, Path(output).expanduser().absolute(), **how)
 
 
 def _run_folder(word: str) -> Path:

@@ -234,8 +234,7 @@ def _predict(options: argparse.Namespace) -> int:
 def _generate(options: argparse.Namespace) -> int:
     from regraft import asking
 
-    out = Path(options.output).expanduser().absolute()
-    for path in asking.generate(options.run, options.prime, options.seconds, options.seed, out, options.tempo, options.temperature):
+    for path in asking.generate(**vars(options)):
         print(_shown(path))
     return 0
 
@@ -371,6 +370,7 @@ VERBS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] 
             (("--seed",), {"type": int, "metavar": "S", "default": 0, "help": "the same seed plays the same (0)"}),
             (("--tempo",), {"type": float, "metavar": "BPM", "default": 80.0, "help": "quarters a minute (80)"}),
             (("--temperature",), {"type": float, "metavar": "T", "default": 1.0, "help": "below 1: the likelier is played more often (1)"}),
+            (("--gibbs",), {"type": int, "metavar": "N", "default": 0, "help": "dbn: N steps of sampling tell each frame (0: none)"}),
             (("--output",), {"metavar": "DIR", "default": ".", "help": "folder of the MIDI file and its picture (.)"}),
         ],
         "play on from a few notes: a MIDI file and a piano roll",

@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
@@ -13,7 +14,7 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
-from regraft import freezing, stopping
+from regraft import dreaming, freezing, stopping
 from regraft.batches import GlobalBatches
 from regraft.checkpoints import Checkpoints, divided, read
 from regraft.computing import autocast, chosen, device_of
@@ -123,10 +124,22 @@ class Engine:
             if here and mine["over"]:
                 self._load(last["state_dict"])
             elif here or not mine or number > mine["phase"]:
+                if rank == 0 and not here:
+                    self._dream(number)
                 self._phase(number, phase, first_epoch, last if here else {}, loggers, rank)
             first_epoch += phase.epochs
         self.hold()
         return self.best
+
+    def _dream(self, number: int) -> None:
+        """What stages have learnt by themselves, drawn before a phase of the task changes it."""
+        objectives = [phase.objective for phase in self.phases[max(0, number - 1) : number + 1]]
+        if not self.settings.plots or objectives != ["stage", "task"]:
+            return
+        from regraft.report.pictures import DREAMS, FILTERS
+
+        with suppress(Exception):  # what is missing is drawn with the results' pictures, which tell what is wrong
+            dreaming.write(self.chain, self.folder / FILTERS, self.folder / DREAMS, self.settings.seed, tuned=False)
 
     def hold(self) -> None:
         """The chain holds the kept epoch's weights."""

@@ -134,8 +134,9 @@ class RBM(nn.Module):
     def measures(self, x: Tensor) -> dict[str, Tensor]:
         """Of each sample, the mean over its steps: the mean squared error of the reconstruction by means (v -> h -> v), and F(v). [b]
 
-        In eval mode, where `betas` are asked for, also -F(v) - log Z, and the standard error of log Z. Of visibles that are 0 or 1 that
-        is log p(v); of those between, taken as probabilities, a lower bound of its mean over draws from them: -F is convex in v.
+        In eval mode, where `betas` are asked for, also -F(v) - log Z, the standard error of log Z, and how many of the 100 chains count
+        (`ais_chains`: where they are few, the estimate is too low, whatever its error says). Of visibles that are 0 or 1 the first is
+        log p(v); of those between, taken as probabilities, a lower bound of its mean over draws from them: -F is convex in v.
         """
         with torch.autocast(x.device.type, enabled=False):
             v, there = self.visibles(x.to(self.weight.dtype))
@@ -145,8 +146,9 @@ class RBM(nn.Module):
                 weights = self._weights()
                 if self._estimate is None or self._estimate[0] != weights:
                     self._estimate = weights, ais.log_z(self, betas=self.betas)
-                log_z, error, *_ = self._estimate[1]
-                found |= {"log_likelihood": -energy - log_z, "ais_error": torch.full_like(energy, error)}
+                known = self._estimate[1]
+                told = {"ais_error": known.error, "ais_chains": known.chains}
+                found |= {"log_likelihood": -energy - known.log_z} | {name: torch.full_like(energy, value) for name, value in told.items()}
             return found
 
     @torch.no_grad()

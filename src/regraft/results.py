@@ -104,7 +104,8 @@ def _draw(engine: Engine, warned: list[str]) -> None:
         draw(folder, engine.source)
         if getattr(s.head, "attention", False):
             drawing.on_test(engine.chain, engine.supply.reading, folder / LOOKS)
-        if any(phase.objective == "stage" for phase in engine.phases):  # they have learnt to make what enters them
+        alone = any(phase.objective == "stage" for phase in engine.phases)  # these have learnt to make what enters them
+        if alone and not (folder / DREAMS).is_file():  # else it was drawn before the task has changed them
             dreaming.write(engine.chain, folder / FILTERS, folder / DREAMS, s.seed, engine.phases[-1].objective == "task")
     except Exception as error:  # matplotlib, fonts, a full disk: none of them makes a trained net worthless
         warned.append(f"no pictures: {type(error).__name__}: {error}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from regraft import errors, streams
 from regraft.batches import GlobalBatches
 from regraft.computing import device_of
+from regraft.datasets.splits import joined
 from regraft.feeds import EXTRACT, ROWS
 from regraft.fitting import fit
 from regraft.hardware import Batch as Arithmetic
@@ -239,5 +240,6 @@ def _fitted(runs: Sequence[Begun]) -> Iterator[Begun]:
 
 def _groups(samples: Samples) -> Tensor:
     """[n] int64: pictures of one group have one number, and so have equal ones; any other stands alone."""
-    numbers: dict[str, int] = {}
-    return torch.tensor([numbers.setdefault(sample.group or sample.sha256, len(numbers)) for sample in samples])
+    numbers: dict[str | None, int] = {}
+    together = joined([sample.group for sample in samples], [sample.sha256 for sample in samples])
+    return torch.tensor([numbers.setdefault(each, len(numbers)) for each in together])

@@ -5,8 +5,6 @@ A box is given in px of the upright picture, and kept as parts of its width and 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -25,7 +23,8 @@ from regraft.datasets.names import in_order
 from regraft.datasets.pictures import FORMATS, ORIENTATION
 from regraft.datasets.source import Files, Sample, Source
 from regraft.datasets.splits import OPEN, arrange
-from regraft.errors import Problem, UserError, either, nearest
+from regraft.datasets.tables import headed, lines_of
+from regraft.errors import Problem, UserError, either, nearest, shown
 
 if TYPE_CHECKING:
     from regraft.datasets.detection import Boxes, Coco, Voc
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 MAX_JSON = 2_000_000_000  # bytes; COCO's own train file has 450 MB
 MAX_XML = 20_000_000  # bytes of one picture's annotations
 PIXEL = 1.0  # px that a box may reach over the edge, and is cut: VOC counts from 1, and others round
-DELIMITERS = ",;\t"
+FAR = 1e9  # px: no picture is so large
 
 
 class Marked(NamedTuple):
@@ -54,6 +53,7 @@ class Annotated(NamedTuple):
     split: str  # or OPEN
     size: tuple[int, int] | None  # width and height that were given with the boxes, px
     boxes: list[Marked]
+    wrong: list[Problem]  # what keeps it from being used
 
 
 def load_coco(spec: Coco, cache: Path) -> Source:
@@ -85,7 +85,14 @@ def load_voc(spec: Voc, cache: Path) -> Source:
             )
     mistakes: list[Problem] = []
     lists = {path.stem: path for path in sorted((root / "ImageSets" / "Main").glob("*.txt")) if path.stem in SPLIT_FOLDERS}
-    splits = {stem: SPLIT_FOLDERS[name] for name, path in lists.items() for stem in _listed(path, notes, mistakes)}
+    splits: dict[str, tuple[str, str]] = {}  # stem -> its split, and where it is listed
+    torn: dict[str, list[Problem]] = {}  # stem -> that another list has it too
+    for name, path in lists.items():
+        for place, stem in _listed(path, notes, mistakes):
+            split, before = splits.setdefault(stem, (SPLIT_FOLDERS[name], place))
+            if split != SPLIT_FOLDERS[name]:
+                remedy = f"is in {split} at {before}; a picture is in one split"
+                torn.setdefault(stem, []).append(Problem(place, stem, remedy))
     there = {path.name: path.name for path in pictures.iterdir() if path.suffix.lower() in SUFFIXES}
     stems = {Path(name).stem: name for name in sorted(there, reverse=True)}
     found = []
@@ -93,10 +100,10 @@ def load_voc(spec: Voc, cache: Path) -> Source:
         if lists and path.stem not in splits:
             continue
         try:
-            found.append(_voc(path, there, stems, splits.get(path.stem, OPEN)))
+            found.append(_voc(path, there, stems, splits.get(path.stem, (OPEN, ""))[0], torn.get(path.stem, [])))
         except UserError as error:
             mistakes += error.problems
-    return _source(spec, cache, root, found, spec.known, set(splits.values()) - {"train"}, mistakes)
+    return _source(spec, cache, root, found, spec.known, {split for split, _ in splits.values()} - {"train"}, mistakes)
 
 
 def load_csv(spec: Boxes, cache: Path) -> Source:
@@ -116,15 +123,15 @@ def load_csv(spec: Boxes, cache: Path) -> Source:
         if spec.split and word not in SPLIT_FOLDERS:
             mistakes.append(Problem(place, cells[spec.split] or None, f"{spec.split} is {either(SPLIT_FOLDERS)}"))
             continue
-        picture = found.setdefault(given, Annotated(given, place, SPLIT_FOLDERS.get(word, OPEN), None, []))
+        picture = found.setdefault(given, Annotated(given, place, SPLIT_FOLDERS.get(word, OPEN), None, [], []))
         if SPLIT_FOLDERS.get(word, OPEN) != picture.split:
-            mistakes.append(Problem(place, word, f"{given} is in {picture.split} at {picture.place}; a picture is in one split"))
+            picture.wrong.append(Problem(place, word, f"{given} is in {picture.split} at {picture.place}; a picture is in one split"))
         if not any(cells[column] for column in (name, *sides)):
             continue  # a picture without boxes
         try:
             corners = tuple(float(cells[column]) for column in sides)
         except ValueError:
-            mistakes.append(Problem(place, ", ".join(cells[column] for column in sides), f"{either(sides)} must be numbers, in px"))
+            picture.wrong.append(Problem(place, ", ".join(cells[column] for column in sides), f"{either(sides)} must be numbers, in px"))
             continue
         picture.boxes.append(Marked(place, cells[name], corners))  # type: ignore[arg-type]
     brought = {picture.split for picture in found.values()} - {OPEN, "train"}
@@ -143,11 +150,8 @@ def _source(
 ) -> Source:
     """Pictures with their boxes as a source. Raises UserError with the first 20 mistakes; on_error=skip leaves those pictures out."""
     skip = spec.on_error == "skip"
-    mistakes += [
-        Problem(each.place, each.file, f"is a link out of {root}; copy the picture in its place")
-        for each in found
-        if (root / each.file).is_symlink() and not (root / each.file).resolve().is_relative_to(root)
-    ]
+    _placed(root, found)
+    mistakes += [problem for each in found for problem in each.wrong]
     try:
         hashes, skipped = examine(root, [each.file for each in found], cache, spec.on_error)
     except UserError as error:
@@ -164,7 +168,7 @@ def _source(
     for each, size in zip(readable, sizes, strict=True):
         wrong, rows = _judged(each, size, names, classes)
         mistakes += wrong
-        if not wrong:
+        if not wrong and not each.wrong:
             kept.append((each, rows))
     if mistakes and not skip:
         more = [Problem("dataset.path", spec.path, f"{len(mistakes) - TOLD} more mistakes; on_error=skip leaves such pictures out")]
@@ -176,6 +180,21 @@ def _source(
     return Files(
         root, classes, arrange(spec, classes, samples, brought, kind="boxes"), [*skipped, *mistakes], kind="boxes", remarks=remarks
     )
+
+
+def _placed(root: Path, found: Sequence[Annotated]) -> None:
+    """Mark the pictures that are named twice, and those that a link leads out of the root for."""
+    first: dict[str, Annotated] = {}
+    outside = {folder: not (root / folder).resolve().is_relative_to(root) for folder in {os.path.dirname(each.file) for each in found}}
+    for each in found:
+        place, before = root / each.file, first.setdefault(each.file, each)
+        if before is not each:
+            each.wrong.append(
+                Problem(each.place, each.file, f"is named at {before.place} too; a picture is named once, with all of its boxes")
+            )
+            before.wrong.append(Problem(before.place, each.file, f"is named at {each.place} too"))
+        if outside[os.path.dirname(each.file)] or (place.is_symlink() and not place.resolve().is_relative_to(root)):
+            each.wrong.append(Problem(each.place, each.file, f"is a link out of {root}; copy the picture in its place"))
 
 
 def padded(rows: np.ndarray, most: int) -> np.ndarray:
@@ -222,7 +241,7 @@ def _judged(each: Annotated, size: tuple[int, int], names: Sequence[str], classe
 
 def _inside(name: str) -> bool:
     """Whether a path as it was given stays in its folder."""
-    return not PurePosixPath(name).is_absolute() and os.path.normpath(name).split(os.sep)[0] != os.pardir
+    return "\0" not in name and not PurePosixPath(name).is_absolute() and os.path.normpath(name).split(os.sep)[0] != os.pardir
 
 
 # COCO
@@ -237,20 +256,24 @@ def _coco(path: Path, split: str, folder: PurePosixPath, mistakes: list[Problem]
     found: dict[int, Annotated] = {}
     wanted = {"id": int, "file_name": str, "width": int, "height": int}
     for place, each in _rows(path, parts, "images", wanted, mistakes):
-        if not _inside(each["file_name"]):
+        if each["id"] in found:
+            mistakes.append(Problem(place, each["id"], "another picture has this id; give each its own"))
+            found[each["id"]].wrong.append(Problem(found[each["id"]].place, each["id"], "another picture has this id"))
+        elif not _inside(each["file_name"]):
             mistakes.append(Problem(place, each["file_name"], "a path inside of the pictures' folder is needed"))
         else:
             file = str(folder / os.path.normpath(each["file_name"]))
-            found[each["id"]] = Annotated(file, place, split, (each["width"], each["height"]), [])
+            found[each["id"]] = Annotated(file, place, split, (each["width"], each["height"]), [], [])
     crowds = 0
     for place, each in _rows(path, parts, "annotations", {"image_id": int, "category_id": int, "bbox": list}, mistakes):
         picture, box = found.get(each["image_id"]), each["bbox"]
         if picture is None:
             mistakes.append(Problem(place, each["image_id"], "no picture has this id"))
         elif each["category_id"] not in names:
-            mistakes.append(Problem(place, each["category_id"], f"no category has this id; there are {either(list(names)[:TOLD])}"))
-        elif len(box) != 4 or not all(isinstance(side, int | float) and not isinstance(side, bool) for side in box):
-            mistakes.append(Problem(place, box, "bbox is left, top, width and height in px"))
+            remedy = f"no category has this id; there are {either(list(names)[:TOLD])}"
+            picture.wrong.append(Problem(place, each["category_id"], remedy))
+        elif len(box) != 4 or not all(isinstance(side, int | float) and not isinstance(side, bool) and abs(side) < FAR for side in box):
+            picture.wrong.append(Problem(place, shown(box)[:100], "bbox is left, top, width and height in px"))
         elif each.get("iscrowd"):
             crowds += 1
         else:
@@ -291,7 +314,7 @@ def _rows(
 # Pascal VOC
 
 
-def _voc(path: Path, there: dict[str, str], stems: dict[str, str], split: str) -> Annotated:
+def _voc(path: Path, there: dict[str, str], stems: dict[str, str], split: str, wrong: list[Problem]) -> Annotated:
     """One file of annotations. `there` and `stems`: the pictures by name, and by name without suffix."""
     if path.stat().st_size > MAX_XML:
         raise UserError(Problem(str(path), None, f"is larger than {MAX_XML // 10**6} MB"))
@@ -313,17 +336,21 @@ def _voc(path: Path, there: dict[str, str], stems: dict[str, str], split: str) -
     if problems:
         raise UserError(problems)
     given = (int(size[0]), int(size[1])) if all(side.isdecimal() and int(side) for side in size) else None
-    return Annotated(f"JPEGImages/{file}", f"{path}:{whole.line}", split, given, boxes)
+    return Annotated(f"JPEGImages/{file}", f"{path}:{whole.line}", split, given, boxes, list(wrong))
 
 
-def _listed(path: Path, notes: Path, mistakes: list[Problem]) -> Iterator[str]:
-    """The stems that a list of a split names; a second column, of a class's lists, is left aside."""
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+def _listed(path: Path, notes: Path, mistakes: list[Problem]) -> Iterator[tuple[str, str]]:
+    """Place and stem of what a list of a split names; a second column, of a class's lists, is left aside. Raises UserError: not UTF-8."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(Problem(str(path), None, f"can't be read ({error}); save it as UTF-8, a name on each line")) from None
+    for number, line in enumerate(text.splitlines(), 1):
         stem = line.split()[0] if line.split() else ""
         if stem and (not _inside(stem) or not (notes / f"{stem}.xml").is_file()):
             mistakes.append(Problem(f"{path}:{number}", stem, "Annotations holds no such xml"))
         elif stem:
-            yield stem
+            yield f"{path}:{number}", stem
 
 
 # csv
@@ -336,22 +363,8 @@ def _lines(spec: Boxes, path: Path) -> Iterable[tuple[int, dict[str, str]]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(Problem("dataset.path", str(path), f"can't be read ({error}); give a csv file in UTF-8")) from None
     needed = [*spec.columns, *([spec.split] if spec.split else [])]
-    candidates = [spec.delimiter] if spec.delimiter else list(DELIMITERS)
-    headers = {each: [name.strip() for name in next(csv.reader(io.StringIO(text), delimiter=each), [])] for each in candidates}
-    delimiter = max(candidates, key=lambda each: sum(name in headers[each] for name in needed))
-    header = headers[delimiter]
+    delimiter, header = headed(path, text, spec.delimiter, needed)
     if missing := [name for name in needed if header.count(name) != 1]:
         hint = f"there are {either(header)}; name yours in dataset.columns"
         raise UserError(Problem(f"{path}:1", None, f"has not one column {name}; {nearest(name, header) or hint}") for name in missing)
-    found = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        for row in reader:
-            if reader.line_num == 1 or not row:
-                continue
-            if len(row) != len(header):
-                raise UserError(Problem(f"{path}:{reader.line_num}", None, f"has {len(row)} fields where the header has {len(header)}"))
-            found.append((reader.line_num, {name: cell.strip() for name, cell in zip(header, row, strict=True)}))
-    except csv.Error as error:
-        raise UserError(Problem(f"{path}:{reader.line_num}", None, f"is no sound csv ({error}); look at its double quotes")) from None
-    return found
+    return lines_of(path, text, delimiter, header)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections import Counter
@@ -17,6 +15,7 @@ from regraft.datasets import clipart
 from regraft.datasets.layout import SPLIT_FOLDERS
 from regraft.datasets.source import Files, Sample, Source
 from regraft.datasets.splits import OPEN, arrange
+from regraft.datasets.tables import Line, headed, lines_of
 from regraft.errors import Problem, UserError, either, nearest
 
 if TYPE_CHECKING:
@@ -246,8 +245,6 @@ def _bytes(path: Path) -> bytes:
 
 def _read_csv(spec: Captions, path: Path) -> Iterator[Entry]:
     """The lines below the header. Raises UserError: not UTF-8, columns that are missing, ragged lines, words that are no split."""
-    from regraft.datasets.tables import DELIMITERS, Line, lines_of
-
     data = _bytes(path)
     try:
         text = data.decode("utf-8-sig")
@@ -255,10 +252,7 @@ def _read_csv(spec: Captions, path: Path) -> Iterator[Entry]:
         number = data[: error.start].count(b"\n") + 1
         raise UserError(Problem(f"{path}:{number}", None, "is no UTF-8; save the table as UTF-8")) from None
     wanted = {key: name for key in ("file", "caption", "split", "group") if (name := getattr(spec, key)) is not None}
-    choices = [spec.delimiter] if spec.delimiter else list(DELIMITERS)
-    headers = {each: [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=each), [])] for each in choices}
-    delimiter = max(choices, key=lambda each: sum(name in headers[each] for name in wanted.values()))
-    header = headers[delimiter]
+    delimiter, header = headed(path, text, spec.delimiter, list(wanted.values()))
     if strange := [(key, name) for key, name in wanted.items() if header.count(name) != 1]:
         there = f"there are {either(header)}"
         raise UserError(

@@ -96,11 +96,7 @@ def _read(spec: Csv, path: Path) -> list[Line]:
         *(("targets", name) for name in spec.numbers or ()),
     ]
     needed = [(key, name) for key, name in wanted if name is not None]
-    # The delimiter is the one that finds the columns; where several do, or none, the first.
-    candidates = [spec.delimiter] if spec.delimiter else list(DELIMITERS)
-    headers = {each: [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=each), [])] for each in candidates}
-    delimiter = max(candidates, key=lambda each: sum(name in headers[each] for _, name in needed))
-    header = headers[delimiter]
+    delimiter, header = headed(path, text, spec.delimiter, [name for _, name in needed])
     if missing := [(key, name) for key, name in needed if name not in header]:
         raise UserError(
             Problem(f"{path}:1", None, f"has no column {name} (dataset.{key}); {nearest(name, header) or f'there are {either(header)}'}")
@@ -109,6 +105,19 @@ def _read(spec: Csv, path: Path) -> list[Line]:
     if twice := [name for name in dict.fromkeys(name for _, name in needed) if header.count(name) > 1]:
         raise UserError(Problem(f"{path}:1", None, f"has two columns called {name}; rename one") for name in twice)
     return list(lines_of(path, text, delimiter, header))
+
+
+def headed(path: Path, text: str, delimiter: str | None, needed: Sequence[str]) -> tuple[str, list[str]]:
+    """The delimiter, and the header's columns. Where none is given, it is the one that finds the most of the needed columns; of several
+    the first. Raises UserError for what is no csv."""
+    candidates, headers = [delimiter] if delimiter else list(DELIMITERS), dict[str, list[str]]()
+    try:
+        for each in candidates:
+            headers[each] = [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=each), [])]
+    except csv.Error as error:
+        raise UserError(Problem(f"{path}:1", None, f"is no csv ({error}); its first line names the columns")) from None
+    found = max(candidates, key=lambda each: sum(name in headers[each] for name in needed))
+    return found, headers[found]
 
 
 def lines_of(path: Path, text: str, delimiter: str, header: Sequence[str]) -> Iterator[Line]:

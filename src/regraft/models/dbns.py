@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from regraft.errors import Problem
+from regraft.models.recurrents import pooled
 from regraft.models.spec import ModelSpec
 from regraft.registry import doc
 
@@ -28,6 +30,9 @@ class DBN(ModelSpec):
     pool: Literal["mean", "none"] = doc("of sequences: mean over the steps, or none: an answer for each step")
 
     takes: ClassVar[tuple[str, ...]] = ("pictures", "sequence")
+
+    def unfit(self, kind: str) -> list[Problem]:
+        return pooled(self.pool, "mean", kind)
 
     def build(self, size: int) -> Backbone:
         from regraft.models import dbn

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from regraft.chain import Backbone
 
 
+def pooled(pool: str, others: str, kind: str) -> list[Problem]:
+    """What keeps a net from answering truths of this kind: each step has an answer, or the sequence one."""
+    if (kind == "frames") == (pool == "none"):
+        return []
+    needed = "none: every step has an answer" if kind == "frames" else f"{others}: a sequence has one answer"
+    return [Problem("pool", pool, f"truth of kind {kind} needs {needed}")]
+
+
 class Recurrent(ModelSpec):
     """Common to the recurrent nets: one stage for each layer, and one for the embedding where tokens are read."""
 
@@ -33,11 +41,7 @@ class Recurrent(ModelSpec):
         return [*super().problems(), *([Problem("bidirectional", True, remedy)] if self.bidirectional and self.pool == "none" else [])]
 
     def unfit(self, kind: str) -> list[Problem]:
-        """What keeps it from learning truths of this kind; keys are relative to the spec."""
-        if (kind == "frames") == (self.pool == "none"):
-            return []
-        needed = "none: every step has an answer" if kind == "frames" else "last or mean: a sequence has one answer"
-        return [Problem("pool", self.pool, f"truth of kind {kind} needs {needed}")]
+        return pooled(self.pool, "last or mean", kind)
 
     def build_for(self, enters: Mapping[str, Any]) -> Backbone:
         """The net for samples of such shape, with random weights from torch's global stream."""

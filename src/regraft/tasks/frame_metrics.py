@@ -56,3 +56,29 @@ class FrameAccuracy(Metric):
 
     def compute(self) -> Tensor:
         return self.hits / self.either
+
+
+class ExpectedFrameAccuracy(Metric):
+    """The same of notes that are drawn by their probabilities, as the literature on chorales tells it (Boulanger-Lewandowski et al. 2012,
+    section 6): the expected true positives / the expected true positives, false positives and false negatives, over all steps."""
+
+    higher_is_better = True
+    full_state_update = False
+    hits: Tensor
+    either: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("hits", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("either", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, truth: Tensor) -> None:
+        """[n, T, P], [n, T, P + 1]"""
+        real = truth[..., -1:] > 0
+        p, true = logits.sigmoid() * real, truth[..., :-1] * real
+        both = (p * true).sum()
+        self.hits += both
+        self.either += p.sum() + true.sum() - both
+
+    def compute(self) -> Tensor:
+        return self.hits / self.either

@@ -17,16 +17,17 @@ SILENCE = "-"
 
 
 class Frames(TaskSpec):
-    """Yes or no for each output at each step: `nll` in nats for each step, less is better, and `frame_accuracy` (Bay et al. 2009)."""
+    """Yes or no for each output at each step: `nll` in nats for each step, less is better, `frame_accuracy` (Bay et al. 2009) of
+    what is likelier than not, and `expected_frame_accuracy` of what is drawn."""
 
     KIND = "frames"
-    METRICS = ("nll", "frame_accuracy")
+    METRICS = ("nll", "frame_accuracy", "expected_frame_accuracy")
     brings: ClassVar = {"head": "frames", "loss": "own"}
 
     def meters(self, outputs: int, thresholds: Sequence[float] | None = None) -> dict[str, Metric]:
-        from regraft.tasks.frame_metrics import FrameAccuracy, FrameNLL
+        from regraft.tasks.frame_metrics import ExpectedFrameAccuracy, FrameAccuracy, FrameNLL
 
-        return {"nll": FrameNLL(), "frame_accuracy": FrameAccuracy()}
+        return {"nll": FrameNLL(), "frame_accuracy": FrameAccuracy(), "expected_frame_accuracy": ExpectedFrameAccuracy()}
 
     def judged(self, logits: Tensor, truth: Tensor, units: Units | None) -> tuple[Tensor, Tensor]:
         """[n, T, P], [n, T, P + 1] as they are: a probability of 1 has no logarithm to be told from another's"""

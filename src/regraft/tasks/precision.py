@@ -33,13 +33,12 @@ class BoxPrecision(Metric):
         self.add_state("truth", [], dist_reduce_fx="cat")
 
     def update(self, answers: Tensor, truth: Tensor) -> None:
-        """[n, k, 6] and [n, M, 5]"""
-        if len(answers):
-            self.found.append(answers.float())
-            self.truth.append(truth.float())
+        """[n, k, 6] and [n, M, 5]; of no pictures too: a rank that has none still tells the others the shape"""
+        self.found.append(answers.float())
+        self.truth.append(truth.float())
 
     def compute(self) -> Tensor:
-        if not len(self.found):
+        if not sum(map(len, self.found)):
             return torch.tensor(torch.nan)
         return torch.tensor(average_precision(dim_zero_cat(self.found), dim_zero_cat(self.truth), self.overlap)[0])
 
