@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from regraft import config, sweep
+from regraft.errors import UserError
 from regraft.graft import Run, state_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,6 +67,12 @@ def second(tmp_path: Path) -> list[str]:
 
 def taken(first: Run) -> list[str]:
     return [f"model.weights={first.folder.path}", f"dataset.vocabulary={first.folder.path}"]
+
+
+def test_a_table_of_other_numbers_is_refused(executed: Any, first: Run, second: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        sweep.plan(config.Composer().jobs([*second, f"model.weights={first.folder.path}", "freeze=backbone"], multirun=False))
+    assert f"dataset.vocabulary={first.folder.path} keeps its own" in str(caught.value)
 
 
 def test_words_keep_their_numbers_and_new_ones_are_unknown(executed: Any, first: Run, second: list[str]) -> None:

@@ -59,7 +59,7 @@ SECTIONS: dict[str, type[Spec]] = {
 }
 LATER: dict[str, dict[str, Any]] = {  # keys that configs of earlier versions lack, and what held without them
     "cache": {"views": None},
-    "dataset": {"labelled": None},
+    "dataset": {"labelled": None, "split_seed": 0},
     "evaluate": {"views": False},
     "launcher": {"jobs": "auto"},
     "sweeper": {"name": "grid"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,12 @@ from regraft import grouping, outlook, stages
 from regraft.config import Job, Plan
 from regraft.errors import Problem, UserError
 from regraft.files import digest
-from regraft.record import ENDED, JOB, RunFolder
+from regraft.record import ENDED, JOB, VOCABULARY, RunFolder
 from regraft.settings import FILES_GROUPS, GROUPS
 
 if TYPE_CHECKING:
     from regraft.datasets.source import Source
+    from regraft.settings import Settings
 
 KEPT = ("halved", "tuning")  # what a run's record says that the next attempt goes by
 
@@ -89,7 +91,9 @@ def plan(jobs: Sequence[Job], opened: Plan | None = None, skipped: dict[str, str
         s = job.settings
         try:
             data, source = opened.data(job)
-            if unfit := [*s.fits(data), *(problem._replace(key=f"head.{problem.key}") for problem in s.head.unfit(data["classes"]))]:
+            heads = (problem._replace(key=f"head.{problem.key}") for problem in s.head.unfit(data["classes"]))
+            nets = (problem._replace(key=f"model.{problem.key}") for problem in s.model.lacks(source))
+            if unfit := s.fits(data) or [*heads, *nets, *_renumbered(s, source)]:
                 raise UserError(unfit)
             run_id = s.run_id(data["fingerprint"], s.origin.identity)
             sweep, path = job.folders(run_id)
@@ -121,6 +125,17 @@ def plan(jobs: Sequence[Job], opened: Plan | None = None, skipped: dict[str, str
     if problems:
         raise UserError(problems)
     return list(planned.values())
+
+
+def _renumbered(s: Settings, source: Source) -> list[Problem]:
+    """Weights of a run that has read tokens by other numbers: each row of its table would mean another token."""
+    if s.origin.kind != "run" or not source.tokens:
+        return []
+    known = Path(s.model.weights).expanduser() / VOCABULARY
+    if not known.is_file() or json.loads(known.read_text("utf-8")) == list(source.tokens):
+        return []
+    remedy = f"model.weights={s.model.weights} has learnt tokens by other numbers; dataset.vocabulary={s.model.weights} keeps its own"
+    return [Problem("dataset.vocabulary", getattr(s.dataset, "vocabulary", None), remedy)]
 
 
 def _strangers(asking: Sequence[Planned]) -> Iterator[tuple[Planned, Problem]]:

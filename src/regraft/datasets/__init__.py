@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class Clipart(DatasetSpec):
     """The embedded set: 991 public-domain drawings of 128 x 128 px in 19 classes, with its own grouped splits (573/208/210)."""
 
+    split_seed: int = doc("seed of folds, per_class and labelled: they stay as they are when the run's seed changes", ge=0)
+
     def open(self, cache: Path) -> Source:
         from regraft.datasets import clipart
 

@@ -17,7 +17,7 @@ class Captioned(DatasetSpec):
     """Common to the sets of captions."""
 
     floor: int = doc("a word is known that train's captions hold at least so many times; others are unknown to the decoder", ge=1)
-    length: int = doc("words of a caption that are kept, the first ones", ge=1)
+    length: int = doc("words of a train caption that are kept, the first ones", ge=1)
 
     def problems(self) -> list[Problem]:
         found = super().problems()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TOLD = 20  # mistakes that one error tells at most
 MOST = 2**30  # bytes of a json or csv file; COCO's largest has 92 MB
 LETTERS = 10_000  # of one caption
+MEASURED = 100  # words of a caption of val or test
 
 References = list[list[str]]  # the captions of a picture, as words
 
@@ -143,15 +144,17 @@ def _source(
 ) -> Source:
     """The samples in their splits, each with its references as places in the table of words."""
     arranged = arrange(spec, ["the whole set"], samples, brought, kind="text")
-    kept = [[text[: spec.length] for text in texts[sample.id]] for sample in arranged]
-    cut = sum(len(text) > spec.length for sample in arranged for text in texts[sample.id])
+    cut = sum(len(text) > spec.length for sample in arranged if sample.split == "train" for text in texts[sample.id])
+    kept = [  # what is learnt is cut; what is measured by stays whole, but for what is no caption any more
+        [text[: spec.length if sample.split == "train" else max(spec.length, MEASURED)] for text in texts[sample.id]] for sample in arranged
+    ]
     train = [text for sample, each in zip(arranged, kept, strict=True) if sample.split == "train" for text in each]
     names = vocabulary.table(train, [text for each in kept for text in each], spec.floor)
     if vocabulary.known(names) == len(vocabulary.SPECIAL):
         raise UserError(Problem("dataset.floor", spec.floor, "no word is in train's captions that often; a smaller one would work"))
     truth = vocabulary.encoded(kept, names)
     said = [replace(sample, target=target) for sample, target in zip(arranged, truth, strict=True)]
-    told = [*remarks, *([f"{cut:,} captions are cut to their first {spec.length} words (dataset.length)"] if cut else [])]
+    told = [*remarks, *([f"{cut:,} captions of train are cut to their first {spec.length} words (dataset.length)"] if cut else [])]
     return Files(root, names, said, skipped, kind="text", remarks=told)
 
 

@@ -71,8 +71,8 @@ class CTC(nn.Module):
         return text[:, :-1].float()
 
     def losses(self, x: Tensor, truth: Tensor, seeds: Tensor) -> Tensor:
-        """[b, T, f + 1], [b, 1, L], [b] -> [b]: minus the log of the probability that the columns say the text, in nats; 0 for a text of
-        more characters than there are columns. Nothing is drawn from the seeds."""
+        """[b, T, f + 1], [b, 1, L], [b] -> [b]: minus the log of the probability that the columns say the text, in nats; 0 for a text that
+        has not a column for each character and one more between two equal ones. Nothing is drawn from the seeds."""
         scores = self.linear(self.dropout(x[..., :-1])).float().log_softmax(-1).transpose(0, 1)  # [T, b, o]
         texts = truth[:, 0].long()
         lengths = (x[..., -1] > 0).sum(1)

@@ -11,6 +11,7 @@ from regraft.registry import doc
 
 if TYPE_CHECKING:
     from regraft.chain import Backbone
+    from regraft.datasets.source import Source
 
 
 class Crnn(ModelSpec):
@@ -27,6 +28,19 @@ class Crnn(ModelSpec):
 
     def unfit(self, kind: str) -> list[Problem]:
         return [] if kind == "text" else [Problem("name", self.name, f"it reads text, and truth of kind {kind} is none; task=ocr has such")]
+
+    def lacks(self, source: Source) -> list[Problem]:
+        """CTC needs a column for each character, and one more between two equal ones (Graves et al. 2006, section 3)."""
+        truth = source.samples.columns.target
+        if truth is None or source.shape is None or len(source.shape) != 2:
+            return []
+        texts = truth[:, 0]  # [n, L]
+        needed = int(((texts > 0).sum(1) + ((texts[:, 1:] == texts[:, :-1]) & (texts[:, 1:] > 0)).sum(1)).max(initial=0))
+        columns = source.shape[1] >> self.halvings
+        if needed <= columns:
+            return []
+        remedy = f"a line needs {needed} columns, and {columns} are left of its {source.shape[1]} px; fewer halvings would work"
+        return [Problem("halvings", self.halvings, remedy)]
 
     def build_for(self, enters: Mapping[str, Any]) -> Backbone:
         """The net for lines [h, w], with random weights from torch's global stream. Raises UserError for another shape."""

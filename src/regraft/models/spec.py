@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from regraft.chain import Backbone
+    from regraft.datasets.source import Source
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class ModelSpec(Named):
 
     def unfit(self, kind: str) -> list[Problem]:
         """What keeps it from learning truth of this kind; keys are relative to the spec."""
+        return []
+
+    def lacks(self, source: Source) -> list[Problem]:
+        """What it has too little of for a set's samples; keys are relative to the spec."""
         return []
 
     def published(self) -> Published | None:
