@@ -275,6 +275,7 @@ DECIDES = {  # key -> another value
     "dataset.classes": "[bird,fruit]",
     "dataset.per_class": 3,
     "dataset.labelled": 3,
+    "dataset.split_seed": 1,
     "dataset.folds": 3,
     "freeze.layer_decay": 0.5,
     "freeze.stage_lr": "{layer4: 0.5}",

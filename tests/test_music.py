@@ -271,6 +271,9 @@ def test_what_can_t_be_played_is_told(run: Any, tmp_path: Path) -> None:
     assert told(seconds=0.0).startswith("--seconds = 0.0: more than 0")
     assert told(seconds=math.nan).startswith("--seconds")
     assert told(tempo=-1.0).startswith("--tempo")
+    assert told(tempo=3.0).startswith("--tempo = 3.0: 10 to 1000")
+    assert told("C4+E4+G4 " * 40 + "X").startswith("--prime = C4+E4+G4")  # too long for a file's name
+    assert "X is no note" in told("C4+E4+G4 " * 40 + "X")
     assert "at most" in told(seconds=1e6)
     run.classes[0] = "cat"
     assert "dataset=chorales" in told()

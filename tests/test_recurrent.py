@@ -19,7 +19,7 @@ from regraft.errors import UserError
 from regraft.models.recurrent import FrameHead, Pool, build, step_nll
 from regraft.models.recurrents import Gru, Lstm, Recurrent, Rnn
 from regraft.registry import parse
-from regraft.tasks.frame_metrics import FrameAccuracy, FrameNLL
+from regraft.tasks.frame_metrics import ExpectedFrameAccuracy, FrameAccuracy, FrameNLL
 from regraft.tasks.frames import Frames
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -212,7 +212,10 @@ def test_the_metrics_are_over_all_steps_of_the_set() -> None:
         accuracy.update(*Frames(name="frames").judged(LOGITS[i : i + 1], TRUTH[i : i + 1], None))
     assert nll.compute().item() == pytest.approx(sum(STEPS) / 3)
     assert accuracy.compute().item() == pytest.approx(2 / 4)  # hit: 2, 1; false: .5; missed: -1
-    for metric in (FrameNLL(), FrameAccuracy()):
+    expected = ExpectedFrameAccuracy()
+    expected.update(torch.tensor([[[0.0, 0.0], [9.0, 9.0]]]), torch.tensor([[[1.0, 0.0, 1.0], [1.0, 0.0, 0.0]]]))  # the second step is none
+    assert expected.compute().item() == pytest.approx(0.5 / (0.5 + 0.5 + 1 - 0.5))
+    for metric in (FrameNLL(), FrameAccuracy(), ExpectedFrameAccuracy()):
         metric.update(LOGITS[:0], TRUTH[:0])
         assert torch.isnan(metric.compute())
 

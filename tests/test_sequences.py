@@ -18,10 +18,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from regraft import cli, config, midi, sweep
 from regraft.datasets import chorales, memo, scores, sequences, series, steps, text
 from regraft.datasets.source import Sample
 from regraft.datasets.spec import DatasetSpec
 from regraft.errors import Problem, UserError
+from regraft.record import Metrics
 from regraft.registry import parse
 
 CONF = Path(__file__).parents[1] / "conf" / "dataset"
@@ -414,6 +416,29 @@ def test_what_is_said_of_a_piece_ends_with_it(executed: Any, pieces: Path) -> No
     assert len(rows) == 8
     assert [len(row["predicted"].split()) for row in rows] == [len(row["truth"].split()) for row in rows]
     assert min(len(row["truth"].split()) for row in rows) < 31, "some are padded"
+
+
+def test_machines_learn_music_and_play_on_by_sampling(executed: Any, pieces: Path, tmp_path: Path, capsys: Any) -> None:
+    small = ["model.width=6", "model.depth=2", "model.window=3", "model.pool=none", "model.betas=20", "hardware=cpu", "hardware.workers=0"]
+    small += ["freeze=greedy", "freeze.pretrain=1", "trainer.max_epochs=3", "model=dbn"]
+    run = executed(["task=frames", "dataset=chorales", f"dataset.path={pieces}", *small])
+    told = {row["metric"] for row in Metrics(run.folder / "metrics.csv").rows()}
+    assert {f"val/{name}" for name in ("reconstruction", "free_energy", "log_likelihood", "ais_error", "ais_chains", "nll")} <= told
+    words = ["generate", str(run.folder.path), "--prime", "C4 E4", "--seconds", "3", "--gibbs", "5", "--output", str(tmp_path)]
+    assert cli.main(words) == 0
+    assert len(midi.read(tmp_path / "generated-0.mid", "quarter")) == 2 + 4
+    first = (tmp_path / "generated-0.mid").read_bytes()
+    assert cli.main([*words[:-4], "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "generated-0.mid").read_bytes() != first, "the head tells other frames than the machine"
+    assert cli.main([*words, "--gibbs", "-1"]) == 2
+    assert "--gibbs = -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["task=frames", "model.pool=mean"], ["task=frames"]])
+def test_a_dbn_that_answers_once_is_refused_for_frames(words: list[str], pieces: Path) -> None:
+    given = [*words, "model=dbn", "dataset=chorales", f"dataset.path={pieces}", "freeze=greedy", "freeze.pretrain=1"]
+    with pytest.raises(UserError, match=r"model\.pool = mean: truth of kind frames needs none"):
+        sweep.plan(config.Composer().jobs(given, multirun=False))
 
 
 def test_settings_of_one_melody_share_a_split(tmp_path: Path, pieces: Path) -> None:

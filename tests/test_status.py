@@ -507,6 +507,16 @@ def test_what_was_interrupted_or_removed_is_told_and_the_others_run(commanded: A
     assert look(tmp_path / "sweep").counts == {"done": 3}
 
 
+def test_what_a_run_was_computed_in_stays_with_it(commanded: Any, tmp_path: Path) -> None:
+    commanded(["seed=0"], Fake(lost=(0,)))
+    [folder] = [RunFolder(path.parent) for path in (tmp_path / "sweep").glob("*/record.json")]
+    kept = {"tuning": [{"number": 0, "choice": {"precision": "bf16"}}], "halved": 1}
+    folder.update(**kept)
+    commanded(["seed=0"], Fake())
+    assert folder.record["status"] == "done"
+    assert {key: folder.record[key] for key in kept} == kept
+
+
 def test_the_worker_of_a_controller_that_was_killed_is_waited_for(commanded: Any, tmp_path: Path) -> None:
     commanded(["seed=0"], Fake(lost=(0,)))
     [folder] = [RunFolder(path.parent) for path in (tmp_path / "sweep").glob("*/record.json")]

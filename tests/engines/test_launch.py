@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -40,6 +41,9 @@ def test_a_killed_run_leaves_no_orphan_and_the_same_command_ends_it(tmp_path, un
         [*REGRAFT, *words, "hydra.run.dir=killed"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     until(lambda: len(Metrics(killed / "metrics.csv").rows()) > 25)
+    told = regraft("status", "killed", at=tmp_path).stdout
+    assert "running" in told
+    assert re.search(r"epoch \d+ of 60, val/accuracy", told)
     if victims in ("worker", "both"):
         os.kill(holding(killed)[0], signal.SIGKILL)
     if victims in ("controller", "both"):

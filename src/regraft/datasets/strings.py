@@ -119,22 +119,26 @@ def _made(spec: Lines, line: Line, characters: str, longest: int) -> Drawn:
 
 
 def _fonts(spec: Words) -> dict[str, list[str]]:
-    """Split -> the fonts' files: a quarter of them is test's alone; where there is but one, it is everybody's."""
+    """Split -> the fonts' files: a quarter of the families (a font in bold, slanted, ...) is test's alone; where there is but one, it is
+    everybody's."""
     if spec.fonts is None:
         import matplotlib
 
         found = [path for path in Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf") if path.stem.startswith(OWN)]
     else:
         found = [path for path in Path(spec.fonts).expanduser().rglob("*") if path.suffix.lower() in (".ttf", ".otf")]
-    usable = [str(path) for path in sorted(found)[:MOST] if _writes(path)]
-    if not usable:
+    families: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(found)[:MOST]:
+        if _writes(path):
+            families[str(ImageFont.truetype(str(path), 24).getname()[0])].append(str(path))
+    if not families:
         raise UserError(
             Problem("dataset.fonts", spec.fonts, "holds no .ttf or .otf font that has the letters a to z; another folder would")
         )
-    ordered = _shuffled(usable, f"{spec.line_seed} fonts")
+    ordered = _shuffled(families, f"{spec.line_seed} fonts")
     few = max(1, len(ordered) // 4)
-    others = ordered[few:] or ordered
-    return {"test": sorted(ordered[:few]), "val": sorted(others), "train": sorted(others)}
+    test, others = (sorted(path for name in names for path in families[name]) for names in (ordered[:few], ordered[few:] or ordered))
+    return {"test": test, "val": others, "train": others}
 
 
 def _writes(path: Path) -> bool:

@@ -48,9 +48,11 @@ class DigitStrings(Lines):
 
 
 class Words(Lines):
-    """Words of the embedded set's titles and tags in many fonts: no word, and no font of test, is in two splits."""
+    """Words of the embedded set's titles and tags in many fonts: no word, and no family of fonts of test, is in two splits."""
 
-    fonts: str | None = doc("folder of .ttf and .otf fonts, as /usr/share/fonts (null: those that matplotlib brings)", path=True)
+    fonts: str | None = doc(
+        "folder of .ttf and .otf fonts, as /usr/share/fonts (null: those that matplotlib brings)", decides=False, path=True
+    )
     most: int = doc("most words of a line", ge=1, le=8)
 
     def open(self, cache: Path) -> Source:
