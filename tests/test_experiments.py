@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from regraft import config, running, sweep, weights
 from regraft.graft import Run
 from regraft.record import MODEL, Metrics
-from regraft.report.tables import sweep as table
+from regraft.report.swept import table
 
 FILES = Path(__file__).parents[1] / "conf" / "experiment"
 EXPERIMENTS = sorted(path.stem for path in FILES.glob("*.yaml"))

@@ -18,8 +18,8 @@ from rich.console import Console
 from regraft.datasets.source import InMemory, Sample
 from regraft.errors import UserError
 from regraft.record import METRICS, PREDICTIONS, Metrics, RunFolder
-from regraft.report import canvas, pictures, tables, worst
-from regraft.report.statistics import wilson
+from regraft.report import canvas, pictures, swept, tables, worst
+from regraft.report.statistics import over_seeds, wilson
 
 HOSTILE = ["$x$", "[red]r[/red]", "two\nlines\x1b[31m", "W" * 300, "\u202eevil", "مرحبا", "猫", "_", "$\\frac{$", "a" * 60 + " b"]
 STAGES = [("stem", 864), ("layer1", 3_000_000), ("pool", 0), ("head", 1_000)]
@@ -235,7 +235,7 @@ def sweeping(tmp_path: Path) -> list[RunFolder]:
 
 @pytest.mark.parametrize("width", [100, 45])
 def test_sweep_marks_the_best_on_val_and_not_on_test(tmp_path: Path, width: int) -> None:
-    text = shown(tables.sweep(sweeping(tmp_path), ["model", "optimizer.lr"]), width)
+    text = shown(swept.table(sweeping(tmp_path), ["model", "optimizer.lr"]), width)
     (marked,) = [line for line in text.splitlines() if "* " in line and "best on val" not in line]
     assert "resnet" in marked
     whole = words(text)
@@ -263,7 +263,7 @@ def test_what_became_of_each_run_is_told_and_a_long_error_once_and_short(tmp_pat
         folder.begin({"rate": name}, {"run_id": name, "error": None})
         folder.update(**fields)
         folders.append(folder)
-    text = words(shown(tables.sweep(folders, ["rate"])))
+    text = words(shown(swept.table(folders, ["rate"])))
     (marked,) = re.findall(r"\* (\w+) ", text.replace("* best", ""))
     assert marked == "0"
     assert "interrupted" in text
@@ -279,10 +279,38 @@ def test_what_became_of_each_run_is_told_and_a_long_error_once_and_short(tmp_pat
     assert "not measured on test" in words(shown(tables.result(folders[1])))
 
 
+def test_seeds_are_folded_and_the_choice_is_made_by_their_mean(tmp_path: Path) -> None:
+    """The best single run is a lucky seed of the worse setting."""
+    figures = {"a": [(0.50, 0.40), (0.52, 0.44), (0.54, 0.48)], "b": [(0.30, 0.20), (0.60, 0.70), (0.33, 0.30)], "c": [(0.9, 0.9)]}
+    folders = [
+        finished(
+            tmp_path / f"{name}{seed}", ["x"], {"model": {"name": name}, "seed": seed}, metrics={"val/accuracy": v, "test/accuracy": t}
+        )
+        for name, seeds in figures.items()
+        for seed, (v, t) in enumerate(seeds)
+    ]
+    unfinished = RunFolder(tmp_path / "c1")
+    unfinished.begin({"model": {"name": "c"}, "seed": 1}, {"run_id": "c1", "error": None})
+    text = shown(swept.table([*folders, unfinished], ["model.name", "seed"]))
+    assert [line.split()[1] for line in text.splitlines() if line.lstrip().startswith("* ") and "best" not in line] == ["a"] * 3
+    assert "* best on val, by the mean of its seeds" in words(text)
+    low, high = 0.44 - 4.30265 * 0.04 / 3**0.5, 0.44 + 4.30265 * 0.04 / 3**0.5  # t of two degrees of freedom
+    assert f"3 seeds model.name=a: val 0.520 (0.470–0.570), test 0.440 ({low:.3f}–{high:.3f})" in words(text)
+    assert "model.name=c: val" not in text, "one of its seeds is not done"
+
+
 def test_sweep_without_val_marks_none(tmp_path: Path) -> None:
-    text = shown(tables.sweep([finished(tmp_path / "run", ["a"], metrics={"test/accuracy": 1.0})], ["seed"]))
+    text = shown(swept.table([finished(tmp_path / "run", ["a"], metrics={"test/accuracy": 1.0})], ["seed"]))
     assert "none is marked" in text
     assert "*" not in text
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    """The hours of sleep of ten patients (Student 1908), and the interval that R's manual of t.test prints for them."""
+    gained = [1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4]
+    assert over_seeds(gained) == pytest.approx((1.58, 0.7001142, 2.4598858), abs=1e-6)
+    with pytest.raises(ValueError, match="needs two or more"):
+        over_seeds(gained[:1])
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -294,7 +322,7 @@ def test_hostile_text_is_only_text(tmp_path: Path, name: str) -> None:
     failed.begin(config, {"run_id": "x"})
     failed.update(status="failed", error={"kind": "E", "message": name, "rank": 0})
     phase = {"name": name, "epochs": 1, "rows": [{**row, "stage": name} for row in rows("head")]}
-    for renderable in (tables.result(folder), tables.sweep([folder, failed], ["model", name]), tables.stages([phase])):
+    for renderable in (tables.result(folder), swept.table([folder, failed], ["model", name]), tables.stages([phase])):
         text = shown(renderable)
         assert all(character.isprintable() or character == "\n" for character in text)
         if len(name) < 20 and name.isprintable():

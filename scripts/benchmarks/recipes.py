@@ -8,15 +8,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import NamedTuple
 
 import yaml
-from scipy.stats import t
 
 from benchmarks.table import machine
 from regraft.report import canvas
-from regraft.report.statistics import wilson
+from regraft.report.statistics import over_seeds, wilson
 
 LEARNT = {"majority": "nothing", "handcrafted": "by hand"} | dict.fromkeys(("probe", "last_stages", "fine_tune", "lp_ft"), "ImageNet")
 COLOURS = {"nothing": canvas.GREY, "by hand": "#E69F00", "from random weights": canvas.BLUE, "ImageNet": canvas.VERMILION}
@@ -65,12 +64,10 @@ class Found:
 
     def interval(self) -> tuple[float, float]:
         """95% of the mean of test over seeds (Student's t); where all are equal, of the one accuracy (Wilson's, over the test pictures)."""
-        n, middle = len(self.test), mean(self.test)
         if self.steady:
             pictures = self.runs[0].pictures
-            return wilson(round(middle * pictures), pictures)
-        half = t.ppf(0.975, n - 1) * stdev(self.test) / math.sqrt(n)
-        return middle - half, middle + half
+            return wilson(round(self.test[0] * pictures), pictures)
+        return over_seeds(self.test)[1:]
 
 
 def read(folder: Path) -> list[Found]:

@@ -73,7 +73,7 @@ def _train(options: argparse.Namespace) -> int:
 
     from regraft import config, dispatch, sweep
     from regraft.record import ENDED
-    from regraft.report import tables
+    from regraft.report import swept, tables
 
     composer = config.Composer(options.config_name, options.config_dir)
     if given := composer.searched(options.overrides, options.multirun):
@@ -94,7 +94,7 @@ def _train(options: argparse.Namespace) -> int:
     elif single and not failed:
         console.print(tables.result(folders[0]))
     elif not single:
-        console.print(tables.sweep(folders, sweep.axes(planned)))
+        console.print(swept.table(folders, sweep.axes(planned)))
         console.print(f"runs: {_shown(Path(os.path.commonpath([folder.path for folder in folders])))}", markup=False, soft_wrap=True)
     else:
         error = folders[0].record["error"]
@@ -108,7 +108,7 @@ def _search(composer: Any, given: Any, options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from regraft import search
-    from regraft.report import tables
+    from regraft.report import swept
 
     asked = search.Search(composer, given)
     if options.cfg:
@@ -117,7 +117,7 @@ def _search(composer: Any, given: Any, options: argparse.Namespace) -> int:
     console = Console(highlight=False)
     command = shlex.join(["regraft", "train", "-m", *options.overrides])
     found = asked.run(command, lambda what: console.print(what, markup=False, soft_wrap=isinstance(what, str)))
-    console.print(tables.sweep(found.folders, found.axes))
+    console.print(swept.table(found.folders, found.axes))
     console.print(f"search: {found.line}\nruns: {_shown(asked.at)}", markup=False, soft_wrap=True)
     return 0 if found.whole else 1
 

@@ -1,8 +1,10 @@
-"""How sure a number is: intervals for what was measured on a finite number of pictures."""
+"""How sure a number is: intervals for what was measured on a finite number of pictures, or with a finite number of seeds."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from statistics import mean, stdev
 
 
 def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -21,3 +23,16 @@ def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # at the ends the bound is exact, and rounding must not move it
     return (0.0 if correct == 0 else middle - half), (1.0 if correct == n else middle + half)
+
+
+def over_seeds(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """The mean of runs and its interval by Student's t (1908): it says how far another mean of so many seeds may lie, and nothing of the
+    test set's size. Raises ValueError for fewer than two runs: one says nothing of the others."""
+    from scipy.special import stdtrit  # scipy.stats takes most of a second to import
+
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"{n} runs: an interval over seeds needs two or more")
+    middle = mean(values)
+    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * stdev(values) / math.sqrt(n)
+    return middle, middle - half, middle + half

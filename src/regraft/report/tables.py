@@ -1,4 +1,4 @@
-"""A run's numbers as rich tables: what is going to train, what came out of one run, and the runs of a sweep side by side.
+"""A run's numbers as rich tables: what is going to train, and what came out of one run.
 
 All text that comes from files (class names, file names, messages) goes through `plain` into rich's Text: no markup, no control characters.
 """
@@ -6,7 +6,6 @@ All text that comes from files (class names, file names, messages) goes through 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -15,19 +14,14 @@ from rich.constrain import Constrain
 from rich.table import Table
 from rich.text import Text
 
-from regraft.errors import UserError
 from regraft.record import RunFolder
 from regraft.report import words
-from regraft.report.statistics import wilson
-from regraft.tasks import LOWER
 
 PHASES = 3  # that stand side by side in one table
 LISTED = 5  # skipped pictures that are named
 EACH = 10  # classes that are told of one by one
 SPLITS = ("train", "val", "test")
 PICTURES = ("curves.png", "confusion.png", "mistakes.png", "boxes.png", "lines.png", "roll.png", "looks.png", "filters.png", "dreams.png")
-AGAIN = {"failed": "sweep.retry=true tries what has failed again", "interrupted": "the same command goes on with what was interrupted"}
-TROUBLE = 160  # letters of what went wrong that a sweep's table tells; all of it was said when it happened
 
 
 def stages(phases: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -46,28 +40,6 @@ def result(folder: RunFolder) -> RenderableType:
     facts = [("status", _status(record)), *_facts(record), ("folder", words.shorter(folder.path))]
     facts += [("", words.shorter(folder / name)) for name in PICTURES if (folder / name).is_file()]
     return Constrain(Group(*parts, words.listing(facts)), words.WIDTH)
-
-
-def sweep(folders: Sequence[RunFolder], axes: Sequence[str]) -> RenderableType:
-    """One row for each run, in the order given: the swept keys' values and what came out. The best is chosen, and marked, on val."""
-    runs = [Run.read(folder) for folder in folders]
-    lower = any(words.metric(run.record) in LOWER for run in runs)
-    choice = not axes or bool(set(axes) - {"dataset.fold", "seed"})
-    best = (min if lower else max)((run.val for run in runs if run.measured), default=None) if choice else None
-    ties = sum(run.chosen(best) for run in runs)
-    alike: dict[tuple[str, str], list[str]] = {}  # one cause is told once, however many runs it stopped
-    for run in runs:
-        if run.trouble:
-            alike.setdefault((run.status, run.trouble), []).append(run.swept(axes))
-    troubles = [
-        (status, f"{who[0]}{f' and {len(who) - 1} more' if len(who) > 1 else ''}: {trouble}") for (status, trouble), who in alike.items()
-    ]
-    troubles += [("", AGAIN[status]) for status in AGAIN if any(run.status == status for run in runs)]
-    shown = words.Fitting(_runs(runs, axes, best), words.listing([(run.status, run.line(axes, best)) for run in runs]))
-    folds = _folds(runs, axes)
-    return Constrain(
-        Group(shown, Text(_choice(ties, choice, lower)), *(words.listing(each) for each in (folds, troubles) if each)), words.WIDTH
-    )
 
 
 # Before training
@@ -289,112 +261,3 @@ def _skipped(record: Mapping[str, Any]) -> list[str]:
     named = [f"{words.plain(each.get('file', words.DASH))}: {words.plain(each.get('problem', words.DASH))}" for each in skipped[:LISTED]]
     more = [f"and {len(skipped) - LISTED:,} more, listed in record.json"] if len(skipped) > LISTED else []
     return [words.count(len(skipped), "picture"), *named, *more]
-
-
-# A sweep
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a sweep, as far as its folder can be read: a damaged one does not hide the others."""
-
-    name: str
-    config: dict[str, Any]
-    record: dict[str, Any]
-    status: str
-    trouble: str  # the first line of what went wrong
-
-    @classmethod
-    def read(cls, folder: RunFolder) -> Run:
-        try:
-            config, record = folder.config, folder.record
-        except UserError as error:
-            return cls(folder.path.name, {}, {}, "damaged", words.first(error))
-        status = words.status(record)
-        trouble = words.plain(words.first(words.error(record)), TROUBLE) if status in AGAIN else ""
-        return cls(folder.path.name, config, record, status, trouble)
-
-    @property
-    def val(self) -> Any:
-        return words.at(self.record, f"metrics.val/{words.metric(self.record)}")
-
-    @property
-    def measured(self) -> bool:
-        """Whether it may be the best: it is done, and was measured on val."""
-        return self.status == "done" and words.known(self.val)
-
-    def chosen(self, best: float | None) -> bool:
-        return best is not None and self.measured and bool(self.val == best)
-
-    @property
-    def seconds(self) -> Any:
-        """What it took; of a group's time, its share."""
-        share = words.at(self.record, "times.share")
-        return share if words.known(share) else words.at(self.record, "times.total")
-
-    def line(self, axes: Sequence[str], best: float | None) -> str:
-        """The run's row of the table, for narrow terminals."""
-        mark = "* " if self.chosen(best) else ""
-        accuracies = {split: words.accuracy(self.record, split) for split in ("val", "test")}
-        figures = [f"{split} {value} ({interval})" for split, (value, interval) in accuracies.items() if value != words.DASH]
-        seconds = self.seconds
-        return mark + ", ".join([self.swept(axes), *figures, *([words.duration(seconds)] if words.known(seconds) else [])])
-
-    def swept(self, axes: Sequence[str]) -> str:
-        return ", ".join(f"{axis}={words.value(words.at(self.config, axis))}" for axis in axes) if axes and self.config else self.name
-
-
-def _runs(runs: Sequence[Run], axes: Sequence[str], best: float | None) -> Table:
-    table = words.table()
-    table.add_column("")
-    for axis in axes:
-        table.add_column(Text(words.plain(axis, 40)))
-    first = next((words.metric(run.record) for run in runs), "accuracy")
-    what = "" if first == "accuracy" else f" {first}"
-    for name in (f"val{what}", "95%", f"test{what}", "95%", "seconds"):
-        table.add_column(name, justify="right")
-    table.add_column("status")
-    for run in runs:
-        chosen = run.chosen(best)
-        numbers = [text for split in ("val", "test") for text in words.accuracy(run.record, split)]
-        seconds = words.figure(run.seconds, ".1f")
-        cells = ["*" if chosen else "", *(words.value(words.at(run.config, axis)) for axis in axes), *numbers, seconds, run.status]
-        table.add_row(*map(Text, cells), style="bold" if chosen else None)
-    return table
-
-
-def _folds(runs: Sequence[Run], axes: Sequence[str]) -> list[tuple[str, str]]:
-    """For each setting whose folds are all done: the accuracy over all of its pictures, each tested once, and its 95% interval."""
-    others = [axis for axis in axes if axis != "dataset.fold"]
-    told: list[tuple[str, str]] = []
-    settings: dict[str, list[Run]] = {}
-    for run in runs:
-        if words.known(words.at(run.config, "dataset.folds")):
-            settings.setdefault(run.swept(others) if others else "", []).append(run)
-    for name, group in settings.items():
-        done = {words.at(run.config, "dataset.fold"): run.record for run in group if run.status == "done"}
-        if len(done) != words.at(group[0].config, "dataset.folds") or len(group) != len(done):
-            continue  # a fold is missing, or several seeds share it: these pictures would count twice
-        n, metric = sum(words.at(record, "data.sizes.test") or 0 for record in done.values()), words.metric(group[0].record)
-        if metric != "accuracy":
-            values = [words.at(record, f"metrics.test/{metric}") for record in done.values()]
-            if all(map(words.known, values)):
-                told.append(
-                    (f"{len(done)} folds", f"{name}{': ' if name else ''}{metric} {sum(values) / len(values):.3f}, the mean of the folds")
-                )
-            continue
-        right = sum(round(words.at(record, "metrics.test/accuracy") * words.at(record, "data.sizes.test")) for record in done.values())
-        low, high = wilson(right, n)
-        told.append(
-            (f"{len(done)} folds", f"{name}{': ' if name else ''}{right} of {n} right, {right / n:.3f} ({low:.3f}{words.DASH}{high:.3f})")
-        )
-    return told
-
-
-def _choice(best: int, choice: bool, lower: bool) -> str:
-    if not choice:
-        return "Folds and seeds are no choice: none is marked."
-    if not best:
-        return "No run has a figure on val, so none is marked."
-    ties = f" ({best} runs tie)" if best > 1 else ""
-    return f"* best on val{', where less is better' if lower else ''}{ties}. The choice was made on val, not on test."
