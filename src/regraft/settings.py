@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -139,12 +140,8 @@ class Settings:
         found += [problem._replace(key=f"dataset.{problem.key}") for problem in self.dataset.unfit(data["kind"])]
         if (self.trainer.trains or self.head.fits) and not sizes["train"]:
             found.append(Problem("dataset", self.dataset.name, "there is no train picture"))
-        if (
-            self.trainer.trains
-            and not self.head.fits
-            and not sizes["val"]
-            and (self.trainer.keep == "best" or self.trainer.patience is not None)
-        ):
+        chooses = self.trainer.keep == "best" or self.trainer.patience is not None
+        if self.trainer.trains and not self.head.fits and not sizes["val"] and chooses:
             remedy = "the set has no val pictures to choose by: give it some, or set trainer.keep=last trainer.patience=null"
             found.append(Problem("trainer.keep", self.trainer.keep, remedy))
         weighted = getattr(self.loss, "class_weights", None)
@@ -232,9 +229,11 @@ def _parsed(config: Mapping[str, Any]) -> tuple[Settings, list[Problem]]:
 def _later(section: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of LATER for a section; of a group, those that the chosen entry has."""
     values, group = LATER[section], GROUPS.get(section)
-    if group is None or given.get("name") not in group.builtin:
+    if group is None or given.get("name") not in group.names():
         return values
-    return {key: value for key, value in values.items() if key in group.builtin[given["name"]].model_fields}
+    with suppress(UserError):  # it does not load, which is told where it is parsed
+        return {key: value for key, value in values.items() if key in group.spec(given["name"]).model_fields}
+    return values
 
 
 def _entry(group: Group, values: Any, at: str) -> Spec:
