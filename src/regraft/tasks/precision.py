@@ -53,7 +53,8 @@ def average_precision(answers: Tensor, truth: Tensor, overlap: float | None) -> 
         raise UserError(Problem("task.name", "detect", "average precision needs pycocotools; pip install 'regraft[detection]'"))
     from torchmetrics.detection import MeanAveragePrecision
 
-    meter = MeanAveragePrecision(iou_thresholds=None if overlap is None else [overlap], class_metrics=True)
+    overlaps = None if overlap is None else [overlap]
+    meter = MeanAveragePrecision(iou_thresholds=overlaps, class_metrics=True, sync_on_compute=False)  # the answers are all ranks' already
     meter.warn_on_many_detections = False
     answers, truth = answers.cpu().float(), truth.cpu().float()
     meter.update([_found(each) for each in answers], [_true(each) for each in truth])
