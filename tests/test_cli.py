@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from regraft.cli import VERBS, main
+from regraft.cli import main
 from regraft.record import RunFolder
+from regraft.verbs import VERBS
 
 REPORT = """
 import json, sys
@@ -40,7 +41,7 @@ LIGHT = {  # words -> a text that is printed
     ("list",): "efficientnet_lite, alexnet, vgg, googlenet, resnet, timm, convnet, mlp",
     ("list", "model"): "model.depth = 18",
     ("list", "experiment"): "experiment/NAME.yaml",
-    **{(verb, "--help"): about[0].upper() + about[1:] for verb, (_, _, about) in VERBS.items()},
+    **{(verb, "--help"): about[0].upper() + about[1:] for verb, (_, about) in VERBS.items()},
 }
 
 

@@ -63,6 +63,22 @@ def predict(word: str, names: Sequence[str], top: int, as_json: bool, out: Path 
     return 0
 
 
+def diff(first: str, second: str, as_json: bool) -> int:
+    """What differs between two runs, in what decided them and in what they say of the same test pictures."""
+    from rich.console import Console
+
+    from regraft.record import RunFolder
+    from regraft.report import differing
+
+    folders = RunFolder(_run_folder(first)), RunFolder(_run_folder(second))
+    found = differing.compare(*folders)
+    if as_json:
+        print(json.dumps(found.plain(), indent=2, ensure_ascii=False))
+    else:
+        Console(highlight=False).print(differing.table(*folders, found))
+    return 0
+
+
 def _reads(run: Run, word: str) -> tuple[str, tuple[str, ...]]:
     """What a run can be asked about, and how the names of such files end (none: in any way). Raises UserError where there are no files."""
     from regraft.datasets import given

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from regraft import __version__
 from regraft.errors import Problem, UserError, nearest, said
+from regraft.verbs import VERBS
 
 ABOUT = """\
 Adapt trained networks to your own data: graft a head on a backbone, decide what stays frozen, sweep and compare.
@@ -41,14 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, rest = parser.parse_known_args(words)
         strange = [word for word in rest if word.startswith("-")]
         if strange:
-            known = [flag for action in VERBS[words[0]][1] for flag in action[0] if flag.startswith("-")]
+            known = [flag for action in VERBS[words[0]][0] for flag in action[0] if flag.startswith("-")]
             hint = nearest(strange[0], known) or f"regraft {words[0]} --help shows them"
             raise UserError(Problem(strange[0], None, f"no such option of {words[0]}; {hint}"))
         if rest and "overrides" not in options:
             raise UserError(Problem(rest[0], None, f"{words[0]} takes no more than regraft {words[0]} --help shows"))
         if rest:
             options.overrides += rest
-        status = int(VERBS[words[0]][0](options))
+        status = int(CALLS[words[0]](options))
         sys.stdout.flush()  # here, where a reader that has gone is no error
         return status
     except UserError as error:
@@ -231,6 +232,12 @@ def _predict(options: argparse.Namespace) -> int:
     return asking.predict(options.run, options.files, options.top, options.json, out)
 
 
+def _diff(options: argparse.Namespace) -> int:
+    from regraft import asking
+
+    return asking.diff(options.first, options.second, options.json)
+
+
 def _generate(options: argparse.Namespace) -> int:
     from regraft import asking
 
@@ -255,126 +262,18 @@ def _tell(error: UserError) -> None:
         print(f"  {problem.what}\n      {problem.remedy}", file=sys.stderr)
 
 
-_CONFIG: list[tuple[tuple[str, ...], dict[str, Any]]] = [
-    (
-        ("overrides",),
-        {"nargs": "*", "metavar": "KEY=VALUE", "help": "overrides, as in Hydra: model=resnet model.depth=50 head.dropout=0.2"},
-    ),
-    (("-m", "--multirun"), {"action": "store_true", "help": "a sweep: several values of a key are several runs (head.dropout=0,0.5)"}),
-    (("-cd", "--config-dir"), {"metavar": "DIR", "help": "a folder with config groups of your own"}),
-    (("-cn", "--config-name"), {"metavar": "NAME", "default": "config", "help": "the config to start from (config)"}),
-]
-VERBS: dict[str, tuple[Any, list[tuple[tuple[str, ...], dict[str, Any]]], str]] = {
-    "train": (
-        _train,
-        [*_CONFIG, (("-c", "--cfg"), {"choices": ["job", "hydra", "all"], "help": "print the composed config and stop"})],
-        "adapt a network: a run, or a sweep with -m",
-    ),
-    "check": (_check, _CONFIG, "compose and check what train would run, and run nothing"),
-    "preview": (
-        _preview,
-        [
-            *(each for each in _CONFIG if "--multirun" not in each[0]),
-            (("--output",), {"metavar": "FILE", "default": "preview.png", "help": "where the sheet is written (preview.png)"}),
-            (("--pictures",), {"type": int, "metavar": "N", "default": 6, "help": "rows: how many train pictures (6)"}),
-            (("--draws",), {"type": int, "metavar": "N", "default": 7, "help": "columns: how many epochs' draws of what is random (7)"}),
-        ],
-        "draw a sheet of train pictures and of what train would see of them",
-    ),
-    "find-lr": (
-        _find_lr,
-        [
-            *(each for each in _CONFIG if "--multirun" not in each[0]),
-            (("--output",), {"metavar": "FILE", "default": "lr.png", "help": "where the plot is written (lr.png)"}),
-            (("--steps",), {"type": int, "metavar": "N", "default": 100, "help": "optimizer steps, each with a larger rate (100)"}),
-        ],
-        "the learning-rate range test: train some steps with a growing rate, and keep nothing",
-    ),
-    "list": (
-        _list,
-        [
-            (("group",), {"nargs": "?", "help": "a config group: model, dataset, freeze, ..."}),
-            (
-                ("-cd", "--config-dir"),
-                {"metavar": "DIR", "help": "a folder with config groups of your own: its experiments are listed too"},
-            ),
-            (("--cost",), {"action": "store_true", "help": "with model: parameters, multiply-adds, memory and speed here of every net"}),
-            (("--size",), {"type": int, "default": 224, "metavar": "PX", "help": "side of the pictures that --cost measures with (224)"}),
-        ],
-        "the config groups, or one group's entries and their keys",
-    ),
-    "cache": (
-        _cache,
-        [
-            (
-                ("action",),
-                {"choices": ["list", "prune", "verify"], "help": "show what is stored, remove activations, or compare checksums"},
-            ),
-            (("--dir",), {"metavar": "DIR", "help": "the cache folder: the cache.dir of your runs (regraft in the user's cache folder)"}),
-            (("--json",), {"action": "store_true", "help": "list: JSON instead of a table, sizes in bytes"}),
-            (("--max-gb",), {"type": float, "metavar": "N", "help": "prune: remove the longest unused until N GB of activations are left"}),
-            (("--unused-days",), {"type": float, "metavar": "N", "help": "prune: remove what no run has used for N days"}),
-            (("--all",), {"action": "store_true", "help": "prune: remove all activations that no process uses"}),
-            (("--dry-run",), {"action": "store_true", "help": "prune: only show what would be removed"}),
-        ],
-        "what the cache folder holds; prune removes activations alone: weights/ is what run folders need to be opened",
-    ),
-    "status": (
-        _status,
-        [
-            (
-                ("dir",),
-                {"metavar": "DIR", "nargs": "?", "default": "multirun", "help": "a folder with runs in it, or one run's (multirun)"},
-            ),
-            (("--watch",), {"action": "store_true", "help": "look again and again, until nothing runs any more"}),
-            (("--json",), {"action": "store_true", "help": "JSON instead of words; times in seconds"}),
-        ],
-        "how far a sweep has come: done, running, failed and why, the time left, the best so far on val",
-    ),
-    "evaluate": (
-        _evaluate,
-        [
-            (("run",), {"metavar": "RUN", "help": "a run folder"}),
-            (("--json",), {"action": "store_true", "help": "JSON instead of a table"}),
-            (
-                ("--tolerance",),
-                {
-                    "type": float,
-                    "default": 0.005,
-                    "help": "difference from the recorded metrics that passes; a part of those above 1 (0.005)",
-                },
-            ),
-        ],
-        "measure a finished run again, from its weights and its data",
-    ),
-    "predict": (
-        _predict,
-        [
-            (("run",), {"metavar": "RUN", "help": "a run folder"}),
-            (
-                ("files",),
-                {"nargs": "+", "metavar": "FILE", "help": "pictures, or what else it has learnt on: .ts, .txt, .csv; or folders of these"},
-            ),
-            (("--json",), {"action": "store_true", "help": "a line of JSON for each picture, series or text"}),
-            (("--top",), {"type": int, "default": 3, "help": "how many classes to show (3)"}),
-            (("--draw",), {"metavar": "DIR", "help": "folder for each picture with what is said of it drawn in it: NAME.predicted.png"}),
-        ],
-        "what a finished run says of pictures, series or texts",
-    ),
-    "generate": (
-        _generate,
-        [
-            (("run",), {"metavar": "RUN", "help": "the folder of a run of task=frames"}),
-            (("--prime",), {"metavar": "FILE|NOTES", "default": "C4", "help": "played before: a MIDI file, or notes: 'C4+E4:2 G4' (C4)"}),
-            (("--seconds",), {"type": float, "metavar": "N", "default": 20.0, "help": "seconds that are played on (20)"}),
-            (("--seed",), {"type": int, "metavar": "S", "default": 0, "help": "the same seed plays the same (0)"}),
-            (("--tempo",), {"type": float, "metavar": "BPM", "default": 80.0, "help": "quarters a minute (80)"}),
-            (("--temperature",), {"type": float, "metavar": "T", "default": 1.0, "help": "below 1: the likelier is played more often (1)"}),
-            (("--gibbs",), {"type": int, "metavar": "N", "default": 0, "help": "dbn: N steps of sampling tell each frame (0: none)"}),
-            (("--output",), {"metavar": "DIR", "default": ".", "help": "folder of the MIDI file and its picture (.)"}),
-        ],
-        "play on from a few notes: a MIDI file and a piano roll",
-    ),
+CALLS = {
+    "train": _train,
+    "check": _check,
+    "preview": _preview,
+    "find-lr": _find_lr,
+    "list": _list,
+    "cache": _cache,
+    "status": _status,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "generate": _generate,
+    "diff": _diff,
 }
 
 
@@ -389,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser("regraft", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"regraft {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for name, (_, arguments, about) in VERBS.items():
+    for name, (arguments, about) in VERBS.items():
         verb = verbs.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
         for flags, keywords in arguments:
             verb.add_argument(*flags, **keywords)
