@@ -245,6 +245,7 @@ def test_a_near_miss_of_an_entry_of_ones_own(here: Path, capsys: pytest.CaptureF
         ("+model=resnet", "model=resnet"),
         ("model.name=resnet model.depth=50", "model=resnet model.depth=50"),
         ("-m seeds=3", "-m seed=0,1,2"),
+        ("seeds=3", "-m seed=0,1,2"),
         ("data={batch_size:16}", "data.batch_size=16"),
     ],
 )
@@ -254,6 +255,20 @@ def test_what_is_meant_clearly_is_taken(typed: str, same: str, here: Path, capsy
         assert main(["train", "--cfg", "job", *shlex.split(words)]) == 0
         told.append(capsys.readouterr().out)
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("verb", ["preview", "find-lr"])
+@pytest.mark.parametrize("typed", ["experiment=talk", "seeds=2", "seed=0,1"])
+def test_several_runs_are_refused_where_one_is_asked_for(verb: str, typed: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused([verb, typed], capsys)
+    assert any(word in told for word in ("give each key one value", "several values make a sweep"))
+
+
+def test_seeds_make_runs_of_their_own(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "dataset=digits", "seeds=2"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"seed={seed}" in shown for seed in (0, 1))
+    assert "2 runs" in shown
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -20,7 +20,7 @@ def run(overrides: Sequence[str] = ()) -> Run:
     """
     from regraft import config, dispatch, sweep
 
-    planned = sweep.plan(config.Composer().jobs(list(overrides), multirun=False))
+    planned = sweep.plan([config.Composer().one(list(overrides))])
     folder = dispatch.run(planned, f"regraft.run({list(overrides)!r})", lambda what: None)[0]
     dispatch.succeeded(folder)
     return load(folder.path)

@@ -153,7 +153,7 @@ def _check(options: argparse.Namespace) -> int:
 def _preview(options: argparse.Namespace) -> int:
     from regraft import config, preview
 
-    [job] = config.Composer(options.config_name, options.config_dir).jobs(options.overrides, multirun=False)
+    job = config.Composer(options.config_name, options.config_dir).one(options.overrides)
     source = job.settings.dataset.open(job.settings.cache.folder())
     path = Path(options.output).expanduser().absolute()
     preview.write(job.settings, source, path, options.pictures, options.draws)
@@ -166,7 +166,7 @@ def _find_lr(options: argparse.Namespace) -> int:
 
     if options.steps < 10:
         raise UserError(Problem("--steps", options.steps, "at least 10 are needed"))
-    [job] = config.Composer(options.config_name, options.config_dir).jobs(options.overrides, multirun=False)
+    job = config.Composer(options.config_name, options.config_dir).one(options.overrides)
     source = job.settings.dataset.open(job.settings.cache.folder())
     path = Path(options.output).expanduser().absolute()
     found = range_test.run(job.settings, source, path, options.steps, print)

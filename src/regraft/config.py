@@ -29,7 +29,7 @@ from regraft.augment import filled
 from regraft.datasets.splits import labelled
 from regraft.errors import Problem, UserError, shown
 from regraft.mistakes import hint, keys, knows, own_files, refused, unavailable, unresolved, with_file
-from regraft.overrides import line, parsed, points, spelt, structural, value
+from regraft.overrides import SEEDS, line, parsed, points, spelt, structural, value
 from regraft.settings import GROUPS, MISSING, UNDECIDING, Settings, checked, paths
 
 if TYPE_CHECKING:
@@ -125,6 +125,14 @@ class Composer:
             raise UserError(problems)
         return jobs
 
+    def one(self, overrides: Sequence[str]) -> Job:
+        """The only point, composed and checked. Raises UserError for a sweep."""
+        if (given := self.given(overrides, False))[1]:
+            several = [line(each) for each in given[0] if each.is_sweep_override()]
+            remedy = "these are several runs, and one is asked for here: give each key one value, and hydra.mode=RUN"
+            raise UserError(Problem(" ".join(several) or shlex.join(overrides), None, remedy))
+        return self.jobs(overrides, multirun=False)[0]
+
     def searched(self, overrides: Sequence[str], multirun: bool) -> list[Override] | None:
         """The overrides of a sweep whose sweeper searches, in Hydra's grammar; None: it is a grid, or no sweep. Raises UserError for a
         search that is asked for without -m."""
@@ -149,7 +157,7 @@ class Composer:
         """The overrides in Hydra's grammar, with those of hydra.sweeper.params where they make a sweep; and whether they do."""
         given = parsed(overrides)
         hydra = self._base(spelt([override for override in given if not override.is_sweep_override()])).hydra
-        multirun = multirun or hydra.get("mode") == "MULTIRUN"
+        multirun = multirun or hydra.get("mode") == "MULTIRUN" or any(SEEDS.match(word) for word in overrides)
         if multirun:
             params = (hydra.get("sweeper") or {}).get("params") or {}
             own = {override.key_or_group for override in given}
