@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-import polars
 import pytest
+from runs import run
 
 from regraft.cli import main
-from regraft.record import PREDICTIONS, RunFolder
+from regraft.record import PREDICTIONS
 from regraft.report import differing
-
-
-def run(path: Path, says: dict[str, str], config: dict | None = None, kind: str = "class", **record: object) -> RunFolder:
-    """A finished run that says this of pictures whose truth is the first letter of their name."""
-    folder = RunFolder(path)
-    facts = {"schema": 1, "run_id": path.name, "data": {"kind": kind, "fingerprint": "f"}, "metrics": {"test/accuracy": 0.5}}
-    folder.begin({"seed": 0, "model": {"name": "mlp", "depth": 1}} | (config or {}), facts | record)
-    folder.update(status="done", **record)
-    rows = {"id": list(says), "truth": [name[0] for name in says], "predicted": list(says.values()), "scores": [[1.0] for _ in says]}
-    polars.DataFrame(rows).write_parquet(folder / PREDICTIONS)
-    return folder
 
 
 def test_what_differs_is_told_by_key_and_by_picture(tmp_path, capsys):
@@ -30,7 +18,7 @@ def test_what_differs_is_told_by_key_and_by_picture(tmp_path, capsys):
         tmp_path / "other",
         {"b1": "b", "a1": "a", "a2": "a", "b3": "b"},
         {"model": {"name": "resnet", "depth": 18}},
-        metrics={"test/accuracy": 0.75},
+        metrics={"val/accuracy": 0.5, "test/accuracy": 0.75},
     )
     found = differing.compare(one, other)
     assert found.sections["config"] == [("model.name", "mlp", "resnet"), ("model.depth", 1, 18)]

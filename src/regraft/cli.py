@@ -238,6 +238,13 @@ def _diff(options: argparse.Namespace) -> int:
     return asking.diff(options.first, options.second, options.json)
 
 
+def _report(options: argparse.Namespace) -> int:
+    from regraft import reporting
+
+    axes = [axis for axis in options.axes.split(",") if axis]
+    return reporting.command(options.dirs, options.output, axes, options.title, print)
+
+
 def _generate(options: argparse.Namespace) -> int:
     from regraft import asking
 
@@ -274,6 +281,7 @@ CALLS = {
     "predict": _predict,
     "generate": _generate,
     "diff": _diff,
+    "report": _report,
 }
 
 

@@ -125,4 +125,20 @@ VERBS: dict[str, tuple[list[Argument], str]] = {
         ],
         "what differs between two runs: config, code, packages, data, and the test pictures on which they disagree",
     ),
+    "report": (
+        [
+            (("dirs",), {"nargs": "+", "metavar": "DIR", "help": "folders with runs in them, at any depth"}),
+            (("--output",), {"metavar": "DIR", "help": "where the report is written (report/ in the first DIR)"}),
+            (
+                ("--axes",),
+                {
+                    "metavar": "KEYS",
+                    "default": "",
+                    "help": "keys that make columns and figures: model,optimizer.lr (those that were swept)",
+                },
+            ),
+            (("--title",), {"metavar": "TEXT", "help": "of the page"}),
+        ],
+        "one page with tables, tests and figures of many runs, and the same as csv, Markdown, LaTeX, PNG and PDF",
+    ),
 }

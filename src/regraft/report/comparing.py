@@ -13,8 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+Matrix = NDArray[np.float64]
+
 SEED = 0
 RESAMPLES = 9_999  # of a bootstrap, and of signs where there are too many to go through
+BATCH = 500  # of resamples at once
 EXACT = 16  # pairs whose 2**n signs are all gone through
 
 
@@ -26,15 +29,12 @@ class Interval(NamedTuple):
     high: float
 
 
-class Paired(NamedTuple):
-    """Two rows that answered about the same things: how far the first is above the second."""
+class Test(NamedTuple):
+    """Whether two rows that answered about the same things differ."""
 
-    difference: float
-    low: float  # of the difference's 95% interval
-    high: float
     p: float  # two-sided
-    effect: float  # the difference in standard deviations of the pairs (Cohen 1988, d_z); nan where all differ alike
-    test: str
+    effect: float  # their difference in standard deviations of the pairs (Cohen 1988, d_z); nan where all differ alike
+    name: str
     n: int  # pairs
 
 
@@ -83,19 +83,18 @@ def signs(differences: ArrayLike) -> float:
     return min(1.0, float(found.pvalue))
 
 
-def paired(first: ArrayLike, second: ArrayLike) -> Paired:
+def paired(first: ArrayLike, second: ArrayLike) -> Test:
     """Two rows over the same things: each picture's score (of several seeds: its mean). Right or wrong is tested by McNemar's exact test,
-    anything else by the permutation of signs; the interval is a paired bootstrap. Raises ValueError for rows of unequal length,
-    or of fewer than two answers."""
+    anything else by the permutation of signs. Raises ValueError for rows of unequal length, or of fewer than two answers."""
     one, other = _pair(first, second)
     if len(one) < 2:
         raise ValueError(f"{len(one)} answers: two or more are needed")
     differences = one - other
-    binary = np.isin((one, other), (0, 1)).all()
     spread = float(differences.std(ddof=1))
     effect = float(differences.mean()) / spread if spread else math.nan
-    p, test = (mcnemar(one, other), "McNemar, exact") if binary else (signs(differences), "permutation of signs")
-    return Paired(*bootstrap(differences), p, effect, test, len(differences))
+    binary = np.isin((one, other), (0, 1)).all()
+    p, name = (mcnemar(one, other), "McNemar, exact") if binary else (signs(differences), "permutation of signs")
+    return Test(p, effect, name, len(differences))
 
 
 def holm(ps: Mapping[str, float]) -> dict[str, float]:
@@ -129,24 +128,31 @@ def both(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Inter
     one, other = (np.atleast_2d(np.asarray(row, dtype=float)) for row in (first, second))
     if one.shape[1] != other.shape[1]:
         raise ValueError(f"{one.shape[1]} and {other.shape[1]} pictures: rows are compared over the same ones")
-    draw, found = np.random.default_rng(SEED), np.empty(RESAMPLES)
-    n = one.shape[1]
-    for number in range(RESAMPLES):
-        share = np.bincount(draw.integers(n, size=n), minlength=n) / n
-        means = [(row @ share)[draw.integers(len(row), size=len(row))].mean() for row in (one, other)]
-        found[number] = means[0] - means[1]
+    draw = np.random.default_rng(SEED)
+    found = np.concatenate([_drawn(one, other, draw, min(BATCH, RESAMPLES - at)) for at in range(0, RESAMPLES, BATCH)])
     low, high = np.quantile(found, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return Interval(float(one.mean() - other.mean()), float(low), float(high))
 
 
-def _column(values: ArrayLike) -> NDArray[np.float64]:
+def _drawn(one: Matrix, other: Matrix, draw: np.random.Generator, times: int) -> Matrix:
+    """So many differences of means, each with its own pictures (one draw for both rows) and its own seeds: (times)."""
+    n = one.shape[1]
+    shares = draw.multinomial(n, np.full(n, 1 / n), size=times) / n  # (times, picture)
+    means = []
+    for row in (one, other):
+        seeds = draw.multinomial(len(row), np.full(len(row), 1 / len(row)), size=times) / len(row)
+        means.append(((shares @ row.T) * seeds).sum(axis=1))
+    return means[0] - means[1]
+
+
+def _column(values: ArrayLike) -> Matrix:
     column = np.asarray(values, dtype=float)
     if column.ndim != 1 or not np.isfinite(column).all():
         raise ValueError("a row of finite numbers is needed")
     return column
 
 
-def _pair(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _pair(first: ArrayLike, second: ArrayLike) -> tuple[Matrix, Matrix]:
     one, other = _column(first), _column(second)
     if len(one) != len(other):
         raise ValueError(f"{len(one)} and {len(other)} answers: two rows over the same things are needed")
