@@ -136,13 +136,15 @@ def both(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Inter
 
 def _drawn(one: Matrix, other: Matrix, draw: np.random.Generator, times: int) -> Matrix:
     """So many differences of means, each with its own pictures (one draw for both rows) and its own seeds: (times)."""
-    n = one.shape[1]
-    shares = draw.multinomial(n, np.full(n, 1 / n), size=times) / n  # (times, picture)
-    means = []
-    for row in (one, other):
-        seeds = draw.multinomial(len(row), np.full(len(row), 1 / len(row)), size=times) / len(row)
-        means.append(((shares @ row.T) * seeds).sum(axis=1))
+    shares = _shares(draw, one.shape[1], times)
+    means = [((shares @ row.T) * _shares(draw, len(row), times)).sum(axis=1) for row in (one, other)]
     return means[0] - means[1]
+
+
+def _shares(draw: np.random.Generator, n: int, times: int) -> Matrix:
+    """What part of each resample of n things each of them is: (times, n)."""
+    drawn = draw.integers(n, size=(times, n)) + n * np.arange(times)[:, None]
+    return np.bincount(drawn.ravel(), minlength=times * n).reshape(times, n) / n
 
 
 def _column(values: ArrayLike) -> Matrix:

@@ -92,8 +92,17 @@ class Row:
     def done(self) -> tuple[Run, ...]:
         return tuple(run for run in self.runs if run.status == "done")
 
+    @cached_property
+    def _estimates(self) -> dict[str, Estimate | None]:
+        return {}
+
     def estimate(self, metric: str) -> Estimate | None:
         """None: none of its runs has this metric."""
+        if metric not in self._estimates:
+            self._estimates[metric] = self._estimate(metric)
+        return self._estimates[metric]
+
+    def _estimate(self, metric: str) -> Estimate | None:
         pairs = [(value, run) for run in self.done if (value := run.metric(metric)) is not None]
         if not pairs:
             return None
