@@ -330,7 +330,6 @@ def written(spec: Spec) -> Spec:
 def _spec(points: Sequence[Mapping[str, Any]], **rest: Any) -> Spec:
     kept = [{key: value for key, value in point.items() if value is not None} for point in points]
     return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "data": {"values": kept},
         "width": "container",
         "height": HEIGHT,
