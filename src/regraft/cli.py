@@ -245,6 +245,12 @@ def _report(options: argparse.Namespace) -> int:
     return reporting.command(options.dirs, options.output, axes, options.title, print)
 
 
+def _reproduce(options: argparse.Namespace) -> int:
+    from regraft import reproducing
+
+    return reproducing.command(options.run, options.changes, options.output, options.tolerance, options.json, print)
+
+
 def _generate(options: argparse.Namespace) -> int:
     from regraft import asking
 
@@ -282,6 +288,7 @@ CALLS = {
     "generate": _generate,
     "diff": _diff,
     "report": _report,
+    "reproduce": _reproduce,
 }
 
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -222,8 +223,15 @@ class Metrics:
 
 
 def environment() -> dict[str, Any]:
-    """What the run ran on: `git` of the working folder, `packages`, `machine`. No environment variable is recorded."""
-    return {"git": _git(), "packages": _packages(), "machine": _machine()}
+    """What the run ran on: `git` of the working folder, regraft's own `code`, `packages`, `machine`. No environment variable is told."""
+    return {"git": _git(), "code": {"sha256": _code()}, "packages": _packages(), "machine": _machine()}
+
+
+@cache
+def _code() -> str:
+    """Of regraft's own Python files, by their names and bytes."""
+    root = Path(__file__).parent
+    return files.digest(*((path.relative_to(root).as_posix(), files.sha256(path)) for path in sorted(root.rglob("*.py"))))
 
 
 def _git() -> dict[str, Any] | None:

@@ -141,4 +141,25 @@ VERBS: dict[str, tuple[list[Argument], str]] = {
         ],
         "one page with tables, tests and figures of many runs, and the same as csv, Markdown, LaTeX, PNG and PDF",
     ),
+    "reproduce": (
+        [
+            (("run",), {"metavar": "RUN|DIR", "help": "a run folder, or a folder of run folders: config.yaml and record.json are enough"}),
+            (
+                ("changes",),
+                {"nargs": "*", "metavar": "KEY=VALUE", "help": "where files lie on this machine: dataset.path=DIR, cache.dir=DIR"},
+            ),
+            (("--output",), {"metavar": "DIR", "help": "where the new run folders go (multirun/reproduced)"}),
+            (
+                ("--tolerance",),
+                {
+                    "type": float,
+                    "default": 0.005,
+                    "metavar": "X",
+                    "help": "difference of a metric that passes; a part of those above 1 (0.005)",
+                },
+            ),
+            (("--json",), {"action": "store_true", "help": "JSON instead of words"}),
+        ],
+        "run a finished run again from its record, and say: identical, within tolerance, or different and since where",
+    ),
 }

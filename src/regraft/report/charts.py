@@ -31,6 +31,7 @@ BINS = 15  # of a reliability diagram (Guo et al. 2017, ICML, section 2)
 WIDTH, HEIGHT = 620, 320  # px, of what is written; the page has its own width
 
 Spec = dict[str, Any]
+BELOW: Spec = {"orient": "bottom", "gradientLength": 160}  # a colour's legend
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,13 @@ def confusion(found: Answers) -> Chart | None:
     side = {"type": "nominal", "sort": names, "scale": {"domain": names}}
     x = {**side, "field": "said", "title": "said", "axis": {"labelAngle": -45, "labelLimit": 90}}
     y = {**side, "field": "truth", "title": "truth", "axis": {"labelLimit": 120}}
-    colour = {"field": "part", "type": "quantitative", "title": "part of the class", "scale": {"scheme": RAMP, "domain": [0, 1]}}
+    colour = {
+        "field": "part",
+        "type": "quantitative",
+        "title": "part of the class",
+        "legend": BELOW,
+        "scale": {"scheme": RAMP, "domain": [0, 1]},
+    }
     tooltip = [{"field": each} for each in ("truth", "said", "n", "part")]
     layers: list[Spec] = [{"mark": "rect", "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip}}]
     if len(names) <= 20:
@@ -289,7 +296,13 @@ def reliability(found: Answers) -> Chart | None:
     line = [{"score": 0, "right": 0}, {"score": 1, "right": 1}]
     x = {"field": "score", "type": "quantitative", "scale": {"domain": [0, 1]}, "title": "score of what was said (mean of the bin)"}
     y = {"field": "right", "type": "quantitative", "scale": {"domain": [0, 1]}, "title": "part that is right"}
-    size = {"field": "n", "type": "quantitative", "title": "answers", "scale": {"rangeMin": 20, "rangeMax": 500}}
+    size = {
+        "field": "n",
+        "type": "quantitative",
+        "title": "answers",
+        "legend": {"orient": "bottom"},
+        "scale": {"rangeMin": 20, "rangeMax": 500},
+    }
     layers: list[Spec] = [
         {"data": {"values": line}, "mark": {"type": "line", "strokeDash": [5, 3], "color": COLOURS[6]}, "encoding": {"x": x, "y": y}},
         {

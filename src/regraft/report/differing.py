@@ -21,7 +21,7 @@ from regraft.report.comparing import mcnemar
 from regraft.report.pictures import answers
 
 LISTED = 20  # pictures that are named
-KEYS = ("status", "seed", "git", "packages", "machine", "data", "weights", "batch", "resolved", "kept", "metrics")  # of a record
+KEYS = ("status", "seed", "git", "code", "packages", "machine", "data", "weights", "batch", "resolved", "kept", "metrics")  # of a record
 ALIKE = "the same"
 
 
