@@ -88,7 +88,8 @@ def test_a_command_does_what_it_says(stranger, command):
     if "train -m" in command:
         points = 1
         for word in shlex.split(command):
-            points *= int(word.partition("=")[2]) if word.startswith("sweeper.trials=") else 1 if "(" in word else len(word.split(","))
+            whole = word.startswith(("sweeper.trials=", "seeds="))
+            points *= int(word.partition("=")[2]) if whole else 1 if "(" in word else len(word.split(","))
         assert len(after) - before == points
         assert "choice was made on val" in said
     if "head.dropout=0,0.2,0.5 optimizer.lr" in command:
