@@ -348,7 +348,8 @@ def test_the_tables_below_name_every_key() -> None:
         "dataset.fold",
         "cache.views",
         "row",
-    }  # the weights' own hash decides; a fold needs folds, a draw chance, a row a file
+        "dataset.shift",
+    }  # the weights' own hash decides, and the shifted pictures'; a fold needs folds, a draw chance, a row a file
     keys = {key for key in flat(job("hardware=cpu").config) if not key.endswith(".name")} | {"sweep.name"}
     assert keys - by_itself == {key for key in {**DECIDES, **UNDECIDING} if "." in key or key in PLAIN} - {"hydra.run.dir"}
 

@@ -273,11 +273,15 @@ def _absolute(config: Plain) -> Plain:
     """Paths as they are seen from here, so that a run folder can be read from anywhere."""
     for section, key in paths(config):
         value = config[section][key]
-        path = Path(value).expanduser()
-        word = value == MISSING or (key == "weights" and value in ("imagenet", "none"))
-        if not word and (os.sep in value or path.exists()):
-            config[section][key] = str(path.absolute())
+        config[section][key] = [_from_here(key, each) for each in value] if isinstance(value, list) else _from_here(key, value)
     return config
+
+
+def _from_here(key: str, value: Any) -> Any:
+    if not isinstance(value, str) or value == MISSING or (key == "weights" and value in ("imagenet", "none")):
+        return value
+    path = Path(value).expanduser()
+    return str(path.absolute()) if os.sep in value or path.exists() else value
 
 
 def _filled(config: Plain) -> Plain:
@@ -318,7 +322,7 @@ class Plan:
         key = repr(job.settings.dataset)
         if key not in self._found:
             try:
-                source = job.settings.dataset.open(job.settings.cache.folder())
+                source = job.settings.dataset.opened(job.settings.cache.folder())
                 facts = {
                     "name": job.settings.dataset.name,
                     "fingerprint": source.fingerprint(),

@@ -140,7 +140,7 @@ class Run:
     def source(self) -> Source:
         """The data that the run was trained on. Raises UserError where it is not what it was."""
         memos = self.settings.cache.model_copy(update={"dir": None})  # the reader's own: a stranger's run names no folder to write to
-        source = self.settings.dataset.open(memos.folder())
+        source = self.settings.dataset.opened(memos.folder())
         same_data(source, self.record)
         return source
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from regraft import whitening
+from regraft.datasets.samples import SPLITS
 from regraft.datasets.splits import labelled
 from regraft.feeds import EXTRACT, Arrays, Every, Live
 from regraft.views import IDENTITY, Drawn, Seen
@@ -26,7 +27,7 @@ class Reading:
 
     def __init__(self, settings: Settings, source: Source) -> None:
         self.settings, self.source = settings, source
-        self.samples: dict[str, Samples] = {split: source.split(split) for split in ("train", "val", "test")}
+        self.samples: dict[str, Samples] = {split: source.split(split) for split in (*SPLITS, *source.shifts)}
         # places in train of the pictures that have a label; None: all have, or the others are not there, since nothing learns without
         self.labelled: Tensor | None = None
         if (known := labelled(settings.dataset, self.samples["train"])) is not None:

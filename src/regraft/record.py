@@ -31,6 +31,7 @@ CONFIG, RECORD, METRICS, PREDICTIONS, CHECKPOINT, PREVIOUS, MODEL, LOG = (
     "model.safetensors",
     "log.txt",
 )
+SHIFTED = "shifted.parquet"  # of a run whose test was measured under shifts too: what it said there
 VOCABULARY = "vocabulary.json"  # of a run that reads tokens: what each number stands for
 DRY = "dry_run"  # in place of a job's id, where nothing was submitted
 JOB = "job.json"  # beside the record of a run that was handed on to what outlives this command
@@ -127,7 +128,7 @@ class RunFolder:
 
     def finish(self, **fields: Any) -> None:
         """Status `done`, with the checksums of the files that other verbs read."""
-        named = (name for name in (CONFIG, MODEL, PREDICTIONS) if (self / name).is_file())
+        named = (name for name in (CONFIG, MODEL, PREDICTIONS, SHIFTED) if (self / name).is_file())
         self.update(**fields, status="done", error=None, sha256={name: files.sha256(self / name) for name in named})
 
     def verify(self) -> None:

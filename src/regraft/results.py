@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft import weights
@@ -10,10 +12,13 @@ from regraft.datasets.source import ARRAYS
 from regraft.feeds import truth
 from regraft.files import whole, write_json
 from regraft.graft import measure
-from regraft.record import MODEL, PREDICTIONS, PREVIOUS, VOCABULARY, RunFolder
+from regraft.record import MODEL, PREDICTIONS, PREVIOUS, SHIFTED, VOCABULARY, RunFolder
 from regraft.tasks.spec import HALF
 
 if TYPE_CHECKING:
+    import polars as pl
+    from torch import Tensor
+
     from regraft.engine import Engine
     from regraft.together import Begun
 
@@ -50,7 +55,7 @@ def finish(run: Begun) -> None:
 
 def _measure(engine: Engine, folder: RunFolder, warned: list[str]) -> tuple[dict[str, float], dict[str, Any]]:
     """All splits' metrics, and what else the record says of them: the thresholds that val has chosen, and each class's figures on test. The
-    test pictures' answers go into predictions.parquet."""
+    test pictures' answers go into predictions.parquet, those under shifts into shifted.parquet."""
     import polars as pl
 
     classes, task, found = engine.source.classes, engine.settings.task, dict[str, float]()
@@ -58,15 +63,32 @@ def _measure(engine: Engine, folder: RunFolder, warned: list[str]) -> tuple[dict
     thresholds = task.thresholds(answered, known)
     if thresholds and (unsure := task.unsure(known, classes)):
         warned.append(f"no val picture has {_some(unsure)}: said from a score of {HALF} on, a threshold that nothing has chosen")
+    shifted = []
     for split in engine.samples:
         metrics, logits = measure(engine, split, thresholds, answered if split == "val" else None)
         found |= metrics
-    samples = engine.samples["test"]
+        if split == "test":
+            test, told = logits, truth(engine.samples[split])
+            _write(_table(engine, split, logits, thresholds), folder / PREDICTIONS)
+        elif split in engine.source.shifts:
+            shifted.append(_table(engine, split, logits, thresholds).insert_column(0, pl.lit(split).alias("shift")))
+    if shifted:
+        _write(pl.concat(shifted), folder / SHIFTED)
+    details = task.details(test, told, classes, thresholds or ()) if len(told) else {}
+    facts = {"details": _worst(details)} if details else {}
+    return found, facts | ({"thresholds": thresholds} if thresholds else {})
+
+
+def _table(engine: Engine, split: str, logits: Tensor, thresholds: Sequence[float] | None) -> pl.DataFrame:
+    """What is said of each picture of a split, and what is true of it."""
+    import polars as pl
+
+    classes, task, samples = engine.source.classes, engine.settings.task, engine.samples[split]
     scores, told, numbers = task.scores(logits), truth(samples), task.KIND == "numbers"
     real = task.within(scores, told) if samples else scores
     listed = scores.tolist() if scores.ndim == 2 and task.KIND not in ARRAYS else [None] * len(scores)
     said = pl.List(pl.Float32) if numbers else pl.String
-    table = pl.DataFrame(
+    return pl.DataFrame(
         {
             "id": [sample.id for sample in samples],
             "truth": (told.tolist() if numbers else task.truths(told, classes)) if samples else [],
@@ -75,11 +97,11 @@ def _measure(engine: Engine, folder: RunFolder, warned: list[str]) -> tuple[dict
         },
         schema={"id": pl.String, "truth": said, "predicted": said, "scores": pl.List(pl.Float32)},
     )
-    with whole(folder / PREDICTIONS) as part:
+
+
+def _write(table: pl.DataFrame, path: Path) -> None:
+    with whole(path) as part:
         table.write_parquet(part)
-    details = task.details(logits, told, classes, thresholds or ()) if samples else {}
-    facts = {"details": _worst(details)} if details else {}
-    return found, facts | ({"thresholds": thresholds} if thresholds else {})
 
 
 def _some(names: list[str]) -> str:

@@ -47,7 +47,7 @@ def execute(folders: Sequence[RunFolder], say: Say, show: bool = False) -> None:
     if (world := int(os.environ.get("WORLD_SIZE", 1))) != s.batch.devices:  # ranks that wait for others would wait for ever
         raise RuntimeError(f"{s.batch.devices} devices were asked for, {world} take part")
     torch.set_num_threads(s.hardware.computing())
-    source = s.dataset.open(s.cache.folder())
+    source = s.dataset.opened(s.cache.folder())
     for record in {record["data"]["fingerprint"]: record for record in records}.values():
         same_data(source, record)
     if unfit := s.fits(source.facts()):

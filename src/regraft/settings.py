@@ -60,7 +60,7 @@ SECTIONS: dict[str, type[Spec]] = {
 }
 LATER: dict[str, dict[str, Any]] = {  # keys that configs of earlier versions lack, and what held without them
     "cache": {"views": None},
-    "dataset": {"labelled": None, "split_seed": 0},
+    "dataset": {"labelled": None, "split_seed": 0, "shift": []},
     "evaluate": {"views": False},
     "launcher": {"jobs": "auto"},
     "sweeper": {"name": "grid"},
@@ -384,13 +384,13 @@ def _stranger(key: str, value: object) -> Problem:
 
 
 def paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The keys of a composed config that hold a path: (section, key)."""
+    """The keys of a composed config that hold a path, or words some of which are paths: (section, key)."""
     for section, values in config.items():
         spec = SECTIONS.get(section)
         if section in GROUPS and isinstance(values, Mapping) and values.get("name") in GROUPS[section].names():
             spec = GROUPS[section].spec(values["name"])
         for key in registry.paths(spec) if spec and isinstance(values, Mapping) else ():
-            if isinstance(values.get(key), str):
+            if isinstance(values.get(key), str | list):
                 yield section, key
 
 

@@ -103,7 +103,7 @@ class Supply:
             cached = rows and len(whole) == len(rows) and not why
             found[split] = Cached(whole, self.samples[split]) if cached else self.reading.live(split, phase is not None)
         if phase and phase.epochs > 1:
-            self._decoded([feed for split, feed in found.items() if split != "test" and isinstance(feed, Live)])
+            self._decoded([feed for split, feed in found.items() if split in ("train", "val") and isinstance(feed, Live)])
         if phase and why:
             self._note(boundary=boundary, phase=phase.name, mode="live", why=why, **self._drawn())
         elif phase and not wants.get("train", True):
@@ -186,7 +186,9 @@ class Supply:
             try:
                 self._filled(split, one, places, stores, known, readers)
             except NoRoom as error:
-                if split != "test" or self.settings.cache.mode == "require":  # what was trained on rows is measured live, if need be
+                if (
+                    split in ("train", "val") or self.settings.cache.mode == "require"
+                ):  # what was trained on rows is measured live, if need be
                     self._why |= dict.fromkeys((boundary for boundary, _ in places), str(error))
 
     def _pass(self, split: str, wants: Wants, below: str | None) -> Pass:

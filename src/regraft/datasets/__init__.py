@@ -13,7 +13,8 @@ from regraft.datasets import names
 from regraft.datasets.captioned import Captions, ClipartTags, ClipartTitles, CocoCaptions
 from regraft.datasets.detection import Boxes, Coco, Scenes, Voc
 from regraft.datasets.sequences import Chorales, JapaneseVowels, Series, Spam, Text
-from regraft.datasets.spec import DatasetSpec, Published, Splitting, WithVal, absent, need_path
+from regraft.datasets.spec import DatasetSpec as DatasetSpec
+from regraft.datasets.spec import Published, Shifting, Splitting, WithVal, absent, need_path
 from regraft.datasets.strung import DigitStrings, Words
 from regraft.errors import Problem
 from regraft.registry import Group, doc
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from regraft.datasets.source import Source
 
 
-class Clipart(DatasetSpec):
+class Clipart(Shifting):
     """The embedded set: 991 public-domain drawings of 128 x 128 px in 19 classes, with its own grouped splits (573/208/210)."""
 
     split_seed: int = doc("seed of folds, per_class and labelled: they stay as they are when the run's seed changes", ge=0)
@@ -39,7 +40,7 @@ class Clipart(DatasetSpec):
         return clipart.classes()
 
 
-class CatsDogs(Splitting):
+class CatsDogs(Shifting, Splitting):
     """Clipart's cats and dogs, by its tags: 16 and 14 drawings, which is enough for k-fold only."""
 
     def open(self, cache: Path) -> Source:
@@ -54,7 +55,7 @@ class CatsDogs(Splitting):
         return clipart.CATS_DOGS
 
 
-class Digits(Splitting):
+class Digits(Shifting, Splitting):
     """scikit-learn's handwritten digits: 1,797 grey pictures of 8 x 8 px, classes "0" to "9"; nothing to download."""
 
     def open(self, cache: Path) -> Source:
@@ -67,7 +68,7 @@ class Digits(Splitting):
         return [str(digit) for digit in range(10)]
 
 
-class Folder(Splitting):
+class Folder(Shifting, Splitting):
     """Your own pictures: PATH/<class>/*, or PATH/<split>/<class>/* with split folders train, val (valid, validation) and test."""
 
     path: str = doc("folder of your pictures, laid out as PATH/<class>/* or PATH/<split>/<class>/*", decides=False, path=True)
@@ -85,7 +86,7 @@ class Folder(Splitting):
         return layout.find(self.path).classes
 
 
-class FashionMnist(Published, WithVal):
+class FashionMnist(Shifting, Published, WithVal):
     """Fashion-MNIST: 60,000 and 10,000 grey pictures of clothes, 28 x 28 px, 10 classes (30 MB)."""
 
     def open(self, cache: Path) -> Source:
@@ -98,7 +99,7 @@ class FashionMnist(Published, WithVal):
         return names.FASHION_MNIST
 
 
-class Cifar10(Published, WithVal):
+class Cifar10(Shifting, Published, WithVal):
     """CIFAR-10: 50,000 and 10,000 colour pictures of 32 x 32 px, 10 classes (170 MB)."""
 
     def open(self, cache: Path) -> Source:
@@ -111,7 +112,7 @@ class Cifar10(Published, WithVal):
         return names.CIFAR10
 
 
-class Cifar100(Published, WithVal):
+class Cifar100(Shifting, Published, WithVal):
     """CIFAR-100: 50,000 and 10,000 colour pictures of 32 x 32 px, 100 classes in 20 kinds (170 MB)."""
 
     labels: Literal["fine", "coarse"] = doc("fine (100 classes) or coarse (20)")
@@ -126,7 +127,7 @@ class Cifar100(Published, WithVal):
         return names.CIFAR100 if self.labels == "fine" else names.CIFAR100_COARSE
 
 
-class OxfordPets(Published, WithVal):
+class OxfordPets(Shifting, Published, WithVal):
     """Oxford-IIIT Pet: 3,680 and 3,669 photographs of 37 breeds of cats and dogs (800 MB)."""
 
     target: Literal["breed", "cat_dog"] = doc("what is learnt: breed (37 classes) or cat_dog (2)")
@@ -141,7 +142,7 @@ class OxfordPets(Published, WithVal):
         return names.OXFORD_PETS if self.target == "breed" else names.OXFORD_SPECIES
 
 
-class Gtsrb(Published, WithVal):
+class Gtsrb(Shifting, Published, WithVal):
     """German traffic signs: 26,640 and 12,630 photographs of 43 signs, 15 to 250 px; tracks of one sign stay together (280 MB)."""
 
     roi: bool = doc("true: cut out the sign's box; false: the whole photograph, with a border of about 10%")
@@ -156,7 +157,7 @@ class Gtsrb(Published, WithVal):
         return names.GTSRB
 
 
-class Lfw(Published, Splitting):
+class Lfw(Shifting, Published, Splitting):
     """Labelled faces in the wild, funneled: 13,233 faces of 250 x 250 px; with least=20, 3,023 faces of 62 people (240 MB)."""
 
     least: int = doc("people with fewer pictures than this are left out", ge=1)
@@ -168,7 +169,7 @@ class Lfw(Published, Splitting):
         return lfw.load(self, cache)
 
 
-class ImageNet(WithVal):
+class ImageNet(Shifting, WithVal):
     """ImageNet's 1,000 classes (ILSVRC2012), or the part of it that is there: PATH/train/<WordNet id>/*, PATH/val/<WordNet id>/*."""
 
     path: str = doc("folder that holds train/<WordNet id>/* and val/<WordNet id>/*, or parts of them", decides=False, path=True)
@@ -194,7 +195,7 @@ class ImageNet(WithVal):
         return found
 
 
-class Csv(Splitting):
+class Csv(Shifting, Splitting):
     """Your own table: a csv file whose lines name a picture and its class, its tags or its numbers."""
 
     path: str = doc("the csv file, with column names in its first line, in UTF-8", decides=False, path=True)
@@ -240,7 +241,7 @@ class Csv(Splitting):
         return found
 
 
-class HuggingFace(Splitting):
+class HuggingFace(Shifting, Splitting):
     """Parquet files on this disk, as Hugging Face's datasets writes them; splits by file names (train-*, validation-*, test-*)."""
 
     path: str = doc("folder of .parquet files (at any depth), or one file", decides=False, path=True)

@@ -26,7 +26,7 @@ class Sample:
     """One picture, sequence or text, without what `read` gives of it."""
 
     id: str  # relative path ("train/cat/1.png"), or e.g. "digits/0007"; unique in its source
-    split: str  # train, val or test
+    split: str  # train, val or test, or a shift of test
     label: int  # index into the source's classes; 0 where there is a target
     sha256: str  # hex, of the picture's bytes: equal where `read` gives equal pixels
     group: str | None = None  # samples of one group never cross a split; None: stands alone
@@ -51,11 +51,12 @@ class Columns(NamedTuple):
     """All samples of a source, n of them, sorted by id."""
 
     id: Texts
-    split: np.ndarray  # [n] uint8, which of SPLITS
+    split: np.ndarray  # [n] uint8, which of `splits`
     label: np.ndarray  # [n] int32
     sha256: np.ndarray | Texts  # [n, 32] uint8; texts where some are no sha256
     group: np.ndarray | None  # [n] int32, which of `groups`, -1: none; None: no sample has one
     groups: tuple[str, ...]
+    splits: tuple[str, ...]  # those of SPLITS, and further ones
     target: np.ndarray | None  # [n, k] float64, as exact as the table they were read from; or [n, ...] of what the samples brought
 
 
@@ -68,11 +69,12 @@ class Samples(Sequence[Sample]):
 
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> Samples:
-        """Sorted by their ids. Either all have targets of one shape or none has one; splits are those of SPLITS."""
+        """Sorted by their ids. Either all have targets of one shape or none has one."""
         import numpy as np  # not needed to list the classes of a set
 
         ordered = sorted(samples, key=lambda sample: sample.id)
-        code = {split: number for number, split in enumerate(SPLITS)}
+        splits = tuple(dict.fromkeys((*SPLITS, *(sample.split for sample in ordered))))
+        code = {split: number for number, split in enumerate(splits)}
         names = dict.fromkeys(sample.group for sample in ordered if sample.group is not None)
         codes: dict[str | None, int] = {None: -1} | {name: number for number, name in enumerate(names)}
         columns = Columns(
@@ -82,6 +84,7 @@ class Samples(Sequence[Sample]):
             sha256=_digests([sample.sha256 for sample in ordered]),
             group=np.fromiter((codes[sample.group] for sample in ordered), np.int32, len(ordered)) if names else None,
             groups=tuple(names),
+            splits=splits,
             target=np.array([sample.target for sample in ordered]) if ordered and ordered[0].target is not None else None,
         )
         return cls(columns, np.arange(len(ordered), dtype=np.int32))
@@ -106,8 +109,9 @@ class Samples(Sequence[Sample]):
         return Samples(self.columns, self.rows[np.asarray(at, np.int64)])
 
     def of_split(self, name: str) -> Samples:
-        """Those of train, val or test, in their order."""
-        return Samples(self.columns, self.rows[self.columns.split[self.rows] == SPLITS.index(name)] if name in SPLITS else self.rows[:0])
+        """Those of a split, in their order."""
+        splits = self.columns.splits
+        return Samples(self.columns, self.rows[self.columns.split[self.rows] == splits.index(name)] if name in splits else self.rows[:0])
 
     def find(self, name: str) -> int:
         """The row of an id in the columns. Raises KeyError where there is none."""
@@ -123,10 +127,11 @@ class Samples(Sequence[Sample]):
         return next((one for one, other in pairwise(ids[row] for row in range(len(self.columns.label))) if one == other), None)
 
     def counts(self) -> dict[str, int]:
-        """Split -> how many; all three are named."""
+        """Split -> how many; train, val and test are always named."""
         import numpy as np
 
-        return dict(zip(SPLITS, np.bincount(self.columns.split[self.rows], minlength=len(SPLITS)).tolist(), strict=True))
+        splits = self.columns.splits
+        return dict(zip(splits, np.bincount(self.columns.split[self.rows], minlength=len(splits)).tolist(), strict=True))
 
     def truth(self) -> np.ndarray:
         """[m] int64 classes; [m, k] float32 where samples have many labels or numbers; [m, ...] as it was given where they have arrays"""
@@ -144,7 +149,7 @@ class Samples(Sequence[Sample]):
         yield from map(
             Sample,
             map(c.id.__getitem__, numbers),
-            map(SPLITS.__getitem__, c.split[rows].tolist()),
+            map(c.splits.__getitem__, c.split[rows].tolist()),
             c.label[rows].tolist(),
             _hex(c.sha256, rows),
             repeat(None) if c.group is None else (None if code < 0 else c.groups[code] for code in c.group[rows].tolist()),

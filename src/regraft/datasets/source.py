@@ -40,6 +40,7 @@ class Source:
     input: Input = "pictures"  # what `read` gives
     shape: tuple[int, ...] | None = None  # of what it gives; None: pictures, of any size
     tokens: Sequence[str] = ()  # what each number of a sequence of tokens stands for; that of 0 is empty
+    shifts: tuple[str, ...] = ()  # further splits, which are measured as test is
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class Source:
             raise ValueError(f"two samples have the id {twice}")
 
     def _checked(self, sample: Sample) -> Sample:
-        if sample.split not in SPLITS or not 0 <= sample.label < len(self.classes):
+        if sample.split not in (*SPLITS, *self.shifts) or not 0 <= sample.label < len(self.classes):
             raise ValueError(f"{sample}: split must be one of {SPLITS} and label an index into {len(self.classes)} classes")
         if self.kind in ARRAYS:
             if getattr(sample.target, "ndim", 0) != 2:
@@ -84,7 +85,7 @@ class Source:
         raise NotImplementedError
 
     def split(self, name: str) -> Samples:
-        """The samples of train, val or test; none where the set has no such split."""
+        """The samples of train, val, test or a shift; none where the set has no such split."""
         return self.samples.of_split(name)
 
     def sizes(self) -> dict[str, int]:

@@ -41,6 +41,10 @@ class DatasetSpec(Named):
         """The set, ready to be read; `cache` is a folder where memos may be kept. Raises UserError for data that can't be used."""
         raise NotImplementedError(f"{type(self).__name__} must say how its set is opened")
 
+    def opened(self, cache: Path) -> Source:
+        """The same, with test under all shifts that are asked for."""
+        return self.open(cache)
+
     def names(self) -> list[str] | None:
         """The classes there are to choose from; None: not known before the set is opened. Raises UserError where there is no set."""
         return None
@@ -71,6 +75,32 @@ class DatasetSpec(Named):
         """Raises UserError with every problem, keys as the user writes them (`dataset.path`)."""
         if found := self.problems():
             raise UserError(problem._replace(key=f"dataset.{problem.key}") for problem in found)
+
+
+class Shifting(DatasetSpec):
+    """A set of pictures, whose test split can be measured under shifts too."""
+
+    shift: list[str] = doc(
+        "test once more under each: noise, blur, jpeg, contrast (all five strengths; noise:3: one), or a folder of pictures in <class>/",
+        decides=False,  # the shifted pictures are in the fingerprint
+        path=True,
+    )
+
+    def opened(self, cache: Path) -> Source:
+        source = self.open(cache)
+        if not self.shift:
+            return source
+        from regraft.datasets import shifted
+
+        return shifted.of(source, self.shift, cache)
+
+    def problems(self) -> list[Problem]:
+        from regraft.datasets import corruptions
+
+        strange = [word for word in self.shift if corruptions.parsed(word) is None and not Path(word).expanduser().is_dir()]
+        known = [*corruptions.KINDS, *(f"{kind}:{strength}" for kind in corruptions.KINDS for strength in corruptions.STRENGTHS)]
+        remedy = f"neither a folder nor a corruption; there are {either(corruptions.KINDS)}, and noise:1 to noise:5"
+        return [*super().problems(), *(Problem("shift", word, f"{nearest(word, known) or remedy}") for word in strange)]
 
 
 class WithVal(DatasetSpec):

@@ -28,6 +28,7 @@ from regraft.report.rows import Board, Row, Run
 HARD = 24  # pictures that are shown
 RECORDS = 3  # records that are shown whole: of the best rows
 COMMANDS = 50
+SHIFTS = 3  # columns of shifts that are shown before they are asked for
 ACROSS = (
     "The interquartile mean of all runs' figures on test, of rows that every data set has; its 95% interval draws seeds anew within each"
     " data set (Agarwal et al. 2021). It is no ranking on any one of them."
@@ -241,10 +242,10 @@ def _failed(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _rows(part: Part, beside: Path) -> dict[str, Any]:
     board = part.board
     adjusted = {each.row: each.adjusted for each in part.versus}
-    more = sorted(
-        {name for row in board.rows for run in row.done[:1] for name in words.at(run.record, "metrics") or {} if name.startswith("test/")}
-    )
-    more = [name for name in more if name != f"test/{board.metric}"]
+    measured = {name for row in board.rows for run in row.done[:1] for name in words.at(run.record, "metrics") or {}}
+    shifts = sorted(name for name in measured if name.split("/")[0] not in ("train", "val", "test") and name.endswith(f"/{board.metric}"))
+    others = sorted(name for name in measured if name.startswith("test/") and name != f"test/{board.metric}")
+    more = [*shifts, *others]
     hidden = [key for key in dict.fromkeys(key for row in board.rows for key in row.values) if key not in board.axes]
     columns = [
         *({"title": axis, "axis": True, "shown": True, "number": False} for axis in board.axes or ("row",)),
@@ -255,7 +256,7 @@ def _rows(part: Part, beside: Path) -> dict[str, Any]:
         _column("seconds", shown=True, digits=1),
         *(_column(title) for title in ("sd over runs, val", "sd over runs, test", "low of test", "high of test", "parameters that train")),
         {"title": "interval rests on", "axis": False, "shown": False, "number": False},
-        *(_column(name) for name in more),
+        *(_column(name, shown=name in shifts and len(shifts) <= SHIFTS, digits=3) for name in more),
         *({"title": key, "axis": True, "shown": False, "number": False} for key in hidden),
     ]
     return {

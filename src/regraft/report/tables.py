@@ -81,28 +81,33 @@ def _parameters(rows: Iterable[Mapping[str, Any]]) -> int:
 # After one run
 
 
+def splits(record: Mapping[str, Any]) -> list[str]:
+    """Train, val and test, and the shifts of test that were measured too."""
+    return list(dict.fromkeys((*SPLITS, *(words.at(record, "data.sizes") or {}))))
+
+
 def _splits(record: Mapping[str, Any]) -> Table:
     table = words.table()
     table.add_column("")
     for name in (words.metric(record), "95% interval", "pictures", "loss"):
         table.add_column(name, justify="right")
-    for split in SPLITS:
+    for split in splits(record):
         size = words.figure(words.at(record, f"data.sizes.{split}"), ",")
         loss = words.figure(words.at(record, f"metrics.{split}/loss"), ".3f")
-        table.add_row(split, *words.accuracy(record, split), size, loss, style="bold" if split == "test" else None)
+        table.add_row(words.plain(split, 40), *words.accuracy(record, split), size, loss, style="bold" if split == "test" else None)
     return table
 
 
 def _split_lines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The same, for narrow terminals."""
     lines = []
-    for split in SPLITS:
+    for split in splits(record):
         value, interval = words.accuracy(record, split)
         size, loss = (
             words.figure(words.at(record, f"data.sizes.{split}"), ","),
             words.figure(words.at(record, f"metrics.{split}/loss"), ".3f"),
         )
-        lines.append((split, f"{value} ({interval}), {size} pictures, loss {loss}"))
+        lines.append((words.plain(split, 40), f"{value} ({interval}), {size} pictures, loss {loss}"))
     return lines
 
 
