@@ -117,7 +117,8 @@ def _library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, in which no tag ends."""
     import vl_convert
 
-    return str(vl_convert.javascript_bundle()).replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    names = "window.vega = vega; window.vegaLite = vegaLite; window.vegaEmbed = vegaEmbed;"
+    return vl_convert.javascript_bundle(names).replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def _json(value: Any) -> str:
