@@ -57,8 +57,7 @@ def test_a_string_is_its_digits_drawn_side_by_side_from_its_own_split() -> None:
     assert source.shape == (16, 92)
     assert source.classes == ["", " ", *"0123456789"]
     assert source.facts()["input"] == {"kind": "array", "shape": [16, 92], "tokens": 0}
-    spread = {"val": 0.15, "test": 0.2, "split_seed": 0, "folds": None, "fold": 0, "classes": None, "per_class": None, "labelled": None}
-    known = digits.load(Digits.model_validate({"name": "digits", "size": 8, "on_error": "raise", **spread}))
+    known = digits.load(spec(Digits, "dataset/digits", val=0.15, test=0.2))
     of: dict[str, dict[bytes, str]] = {split: {} for split in FEW}
     for sample in known.samples:
         of[sample.split][known.read(sample)[:, :, 0].tobytes()] = str(sample.label)

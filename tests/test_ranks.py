@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from datetime import timedelta
 
@@ -22,8 +21,6 @@ from regraft.errors import Problem, UserError
 from regraft.ranks import ALONE, Ranks, here
 from regraft.stopping import Stopped
 
-FORK = multiprocessing.get_context("fork")
-
 
 def test_one_rank_is_alone(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -36,25 +33,25 @@ def test_one_rank_is_alone(monkeypatch):
         pass
 
 
-def _run(rank, world, port, attempt, work, results):
-    gc.disable()  # what earlier tests have left is the parent's: a store that hosts would wait here for a thread that it has there
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": str(attempt), "TORCHELASTIC_RUN_ID": "run"}
-    try:
-        results.put((rank, work(here())))
-    except BaseException as error:
-        results.put((rank, error))
-
-
 def launched(world, work, port, attempt=0):
-    """What `work(ranks)` gives, or raises, on every rank, each a process of its own."""
-    results = FORK.Queue()
-    processes = [FORK.Process(target=_run, args=(rank, world, port, attempt, work, results), daemon=True) for rank in range(world)]
-    for process in processes:
-        process.start()
-    found = dict(results.get(timeout=30) for _ in processes)
-    for process in processes:
-        process.join(20)
+    """What `work(ranks)` gives, or raises, on every rank: threads here, each with a connection of its own."""
+    found = {}
+
+    def run(rank):
+        try:
+            found[rank] = work(ranks.connected.__wrapped__(rank, world, ("127.0.0.1", str(port), "run", str(attempt))))
+        except BaseException as error:
+            found[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world)]
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+            patched.setenv(name, value)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert len(found) == world, "a rank waits for ever"
     return [found[rank] for rank in range(world)]
 
 
@@ -68,7 +65,6 @@ def port():
 
 def test_values_cross_by_rank_turn_by_turn(port):
     def work(mine):
-        assert here() is mine
         return [mine.share({"rank": mine.rank, "turn": turn}) for turn in range(5)]
 
     assert launched(3, work, port) == [[[{"rank": rank, "turn": turn} for rank in range(3)] for turn in range(5)]] * 3

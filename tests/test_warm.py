@@ -38,6 +38,7 @@ def act(folders, say, show=False):
     told |= {"environment": dict(os.environ), "dtype": str(torch.get_default_dtype()), "draw": torch.rand(1).item()}
     told |= {"warm": "pytorch_lightning" in sys.modules, "cuda": torch.cuda.is_initialized(), "directory": os.getcwd()}
     if what == "linger":
+        signal.signal(signal.SIGTERM, lambda number, frame: (folder / "terminated").touch())
         told["child"] = subprocess.Popen(["sleep", "300"]).pid
     (folder / "told.part").write_text(json.dumps(told))
     (folder / "told.part").rename(folder / "told")
@@ -46,7 +47,6 @@ def act(folders, say, show=False):
     torch.set_default_dtype(torch.float64)
     os.environ["LEFT"] = "by another"
     if what == "linger":
-        signal.signal(signal.SIGTERM, lambda number, frame: (folder / "terminated").touch())
         time.sleep(300)
         time.sleep(300)
     if what == "die":
@@ -269,6 +269,25 @@ def test_no_orphan_outlives_the_controller(tmp_path, number):
     assert (tmp_path / "begun").read_text() == "once\n"
     assert "leaked" not in stderr
     assert ("KeyboardInterrupt" in stderr) == (number != signal.SIGKILL)
+
+
+def test_a_word_to_stop_that_comes_while_a_worker_starts_reaches_it(stage, tmp_path, monkeypatch):
+    folder, start = begun(tmp_path / "run", "linger"), workers.start
+
+    def interrupted(*how):
+        started = start(*how)
+        until((folder / "told").exists)
+        until(lambda: "said" in (folder / LOG).read_text())
+        signal.raise_signal(signal.SIGINT)
+        return started
+
+    monkeypatch.setattr(workers, "start", interrupted)
+    monkeypatch.setattr(workers, "PATIENCE", 2)
+    with pytest.raises(KeyboardInterrupt):
+        workers.run([folder], 1)
+    until(lambda: gone(told(folder)["pid"]), 20)
+    assert (folder / "terminated").exists()
+    assert folder.record["status"] == "running"
 
 
 @pytest.mark.parametrize(

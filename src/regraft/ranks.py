@@ -89,7 +89,7 @@ def here() -> Ranks:
     if at := os.environ.pop(MEETING, None):
         _meet(Path(at), int(os.environ["RANK"]), world)
     names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
-    return _connected(int(os.environ["RANK"]), world, tuple(os.environ.get(name, "") for name in names))
+    return connected(int(os.environ["RANK"]), world, tuple(os.environ.get(name, "") for name in names))
 
 
 def _meet(at: Path, rank: int, world: int) -> None:
@@ -115,7 +115,7 @@ _hosted: Any = None  # the store lives as long as its process
 
 
 @cache
-def _connected(rank: int, world: int, where: tuple[str, ...]) -> Ranks:
+def connected(rank: int, world: int, where: tuple[str, ...]) -> Ranks:
     """Through the store that torchrun's agent hosts (rank 0 where it hosts none); a restarted attempt reads nothing of the one before."""
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -59,7 +59,8 @@ def load_digits(spec: DigitStrings) -> Drawn:
     """Strings of 3 to 8 (as asked) digits, each up to 2 px above or below the middle and 0 to 3 px from the one before it."""
     from regraft.datasets import Digits, digits
 
-    spread = {"val": 0.15, "test": 0.2, "split_seed": 0, "folds": None, "fold": 0, "classes": None, "per_class": None, "labelled": None}
+    spread: dict[str, Any] = {"val": 0.15, "test": 0.2, "split_seed": 0, "folds": None, "fold": 0}
+    spread |= {"classes": None, "per_class": None, "labelled": None, "shift": []}
     source = digits.load(Digits.model_validate({"name": "digits", "size": SIDE, "on_error": "raise", **spread}))
     known: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     for sample in source.samples:

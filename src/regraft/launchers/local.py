@@ -11,7 +11,7 @@ from typing import Literal
 
 from regraft.hardware import cores, visible_gpus
 from regraft.launchers.launcher import Group
-from regraft.launchers.workers import Share, Worker, heeded, start
+from regraft.launchers.workers import Share, Worker, heeded, start, unbroken
 
 
 class Launcher:
@@ -30,14 +30,16 @@ class Launcher:
                     while waiting and (share := room.take(waiting[0].devices, waiting[0].gpus)):
                         group = waiting.popleft()
                         if folders := group.begin():
-                            running[start(folders, group.devices, show, share, ends)] = group, share
+                            with unbroken():
+                                running[start(folders, group.devices, show, share, ends)] = group, share
                         else:
                             room.give(share)
                     if running:
                         ended = ends.get()
                         group, share = running.pop(ended)
                         if left := ended.settle():
-                            running[start(left, group.devices, show, share, ends)] = group, share
+                            with unbroken():
+                                running[start(left, group.devices, show, share, ends)] = group, share
                             continue
                         room.give(share)
                         if not group.ended():

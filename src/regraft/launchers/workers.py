@@ -141,14 +141,18 @@ def start(folders: Sequence[RunFolder], devices: int, show: bool, share: Share, 
 def run(folders: Sequence[RunFolder], devices: int, show: bool = False, share: Share | None = None) -> None:
     """One worker's whole life. Raises KeyboardInterrupt where this process is told to stop, when the worker has saved and ended."""
     ends: SimpleQueue[Worker] = SimpleQueue()
+    started: Worker | None = None
     with heeded():
-        started = start(folders, devices, show, share or Share(cores()), ends)
         try:
-            while ends.get() and (left := started.settle()):
-                started = start(left, devices, show, share or Share(cores()), ends)
+            left = list(folders)
+            while left:
+                with unbroken():
+                    started = start(left, devices, show, share or Share(cores()), ends)
+                left = ends.get().settle()
         finally:
-            started.stop()
-            started.settle()
+            if started:
+                started.stop()
+                started.settle()
 
 
 def warm() -> None:
@@ -182,6 +186,22 @@ def heeded(signals: Sequence[signal.Signals] = ENDING) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Inside, no word to stop is heard before the end: a worker that has been started and is not yet known here would never be told."""
+    main = threading.current_thread() is threading.main_thread()
+    heard: list[int] = []
+    numbers = [number for number in (signal.SIGINT, *ENDING) if main and callable(signal.getsignal(number))]
+    previous = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for told in heard:
+            signal.raise_signal(told)
 
 
 def _interrupted(number: int, frame: Any) -> None:
