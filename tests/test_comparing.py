@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -118,3 +119,27 @@ def test_equal_rows_differ_in_nothing():
 def test_rows_that_are_none_are_refused(first, second):
     with pytest.raises(ValueError, match="needed"):
         comparing.paired(first, second)
+
+
+def test_two_rows_of_runs_are_compared_as_welch_did():
+    """Student's sleep data as two groups: t = -1.8608, df = 17.776, p = .07939, -3.3655 to .2055 (R's manual, t.test)."""
+    first, second = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0], [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    interval, p = comparing.welch(first, second)
+    assert interval == pytest.approx((-1.58, -3.3654832, 0.2054832), abs=1e-6)
+    assert p == pytest.approx(0.07939, abs=1e-5)
+    assert comparing.welch([1.0, 1.0], [1.0, 1.0]) == ((0.0, 0.0, 0.0), 1.0)
+    with pytest.raises(ValueError, match="two runs"):
+        comparing.welch([1.0], [1.0, 2.0])
+
+
+def test_a_trend_is_tested_as_page_did():
+    """Page (1963): L, the sum of ranks times places, and its normal approximation."""
+    table = np.array([[1.0, 2.0, 4.0, 3.0], [2.0, 1.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0], [1.0, 2.0, 3.0, 4.0], [2.0, 3.0, 1.0, 4.0]])
+    n, k = table.shape
+    total = sum((place + 1) * table[:, place].sum() for place in range(k))
+    z = (12 * total - 3 * n * k * (k + 1) ** 2) / (n * k**2 * (k**2 - 1) * (k + 1)) ** 0.5
+    assert comparing.trend(list(table.T)) == pytest.approx(2 * NormalDist().cdf(-z), rel=1e-9)
+    assert comparing.trend(list(table.T[::-1])) == 1.0  # it falls
+    assert comparing.trend([[1.0, 1.0]] * 3) == 1.0
+    with pytest.raises(ValueError, match="three"):
+        comparing.trend([[1.0], [2.0]])

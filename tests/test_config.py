@@ -22,7 +22,7 @@ from regraft.errors import UserError
 from regraft.settings import FILES_GROUPS, GROUPS, PLAIN, SECTIONS
 
 CONF = Path(__file__).parents[1] / "conf"
-FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml") if path.parent.name != "paper")  # a paper is no part of a config
 ENTRIES = [path for path in FILES if len(path.parts) > 1 and path.parts[0] not in FILES_GROUPS]
 GIVEN = {  # what has no value that would do everywhere
     "dataset/csv": ["dataset.path=labels.csv"],
@@ -40,6 +40,7 @@ GIVEN = {  # what has no value that would do everywhere
     "freeze/greedy": ["model=dbn"],
     "freeze/phases": ["freeze.phases=[{name: a, epochs: 20, trains: [head]}]"],
     "freeze/surgical": ["freeze.stages=[layer1]"],
+    "freeze/transplant": ["freeze.stage=layer1"],
     "freeze/until": ["freeze.stage=layer1"],
     "head/captioner": ["task=caption"],
     "head/ctc": ["task=ocr"],
@@ -288,6 +289,7 @@ DECIDES = {  # key -> another value
     "hardware.memory_format": "channels_last",
     "hardware.compile": "true",
     "head.dropout": 0.7,
+    "head.kept": True,
     "loss.label_smoothing": 0.1,
     "loss.class_weights": "balanced",
     "optimizer.lr": 0.5,
@@ -349,7 +351,9 @@ def test_the_tables_below_name_every_key() -> None:
         "cache.views",
         "row",
         "dataset.shift",
-    }  # the weights' own hash decides, and the shifted pictures'; a fold needs folds, a draw chance, a row a file
+        "dataset.corruption",
+        "dataset.rename",
+    }  # the weights' own hash decides, and the changed pictures'; a fold needs folds, a draw chance, a row a file
     keys = {key for key in flat(job("hardware=cpu").config) if not key.endswith(".name")} | {"sweep.name"}
     assert keys - by_itself == {key for key in {**DECIDES, **UNDECIDING} if "." in key or key in PLAIN} - {"hydra.run.dir"}
 

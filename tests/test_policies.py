@@ -35,6 +35,8 @@ def policies(low: str, high: str, block: str) -> dict[str, list[str]]:
     return {
         "until": ["freeze=until", f"freeze.stage={low}"],
         "until a block": ["freeze=until", f"freeze.stage={block}"],
+        "transplant": ["freeze=transplant", f"freeze.stage={low}"],
+        "transplant up to a block, and train all": ["freeze=transplant", f"freeze.stage={block}", "freeze.frozen=false"],
         "gradual": ["freeze=gradual", f"freeze.down_to={low}"],
         "norm_only": ["freeze=norm_only"],
         "norm_only, frozen statistics": ["freeze=norm_only", "freeze.norm_stats=frozen"],
@@ -224,3 +226,60 @@ def test_what_keeps_a_net_from_being_built_is_told_by_the_net():
     [answer] = stages.answers([question])
     assert "layout" not in answer
     assert answer["problems"][0][:2] == ["data.size", 3]
+
+
+def test_only_what_lies_up_to_a_stage_takes_over_its_weights(executed):
+    """From a run: up to layer2 the trained weights, above it those that the seed draws, with their statistics."""
+    trained = executed([*SMALL, *RESNET, "freeze=none"], folder="trained")
+    drawn = build(executed([*SMALL, *RESNET, "freeze=backbone", "seed=1"], folder="drawn").settings, trained.classes)[0].state_dict()
+    words = [*SMALL, *RESNET, f"model.weights={trained.folder.path}", "freeze=transplant", "freeze.stage=layer2.0", "seed=1"]
+    for frozen in ("true", "false"):
+        run = executed([*words, f"freeze.frozen={frozen}"], folder=frozen)
+        chain = build(run.settings, run.classes)[0]
+        own, old = chain.state_dict(), trained.chain.state_dict()
+        for name in own:
+            if name.startswith("backbone."):
+                above = chain.stages.index(chain.stage_of(name)) > chain.stages.index("layer2.0")
+                assert torch.equal(own[name], (drawn if above else old)[name]), name
+        assert any(not torch.equal(drawn[name], old[name]) for name in own if name.startswith("backbone."))
+        trains = run.record["phases"][0]["trains"]
+        assert ("stem" in trains, "layer3.0" in trains, "head" in trains) == (frozen == "false", True, True)
+        assert run.evaluate() == pytest.approx(run.metrics, abs=1e-5)
+
+
+def test_a_head_goes_on_from_an_earlier_runs_and_may_stay_as_it_is(executed):
+    trained = executed([*SMALL, *RESNET, "freeze=none"], folder="trained")
+    words = [*SMALL, *RESNET, f"model.weights={trained.folder.path}", "head.kept=true", "seed=1"]
+    as_it_was = executed([*words, "trainer.max_epochs=0"], folder="as it was")
+    assert as_it_was.metrics == pytest.approx(trained.metrics, abs=1e-5)
+    surgical = executed([*words, "freeze=surgical", "freeze.stages=[layer2.0]", "freeze.head=false"], folder="surgical")
+    heads = [{name: tensor for name, tensor in run.chain.state_dict().items() if name.startswith("head.")} for run in (trained, surgical)]
+    assert equal(*heads)
+    assert surgical.record["phases"][0]["trains"] == ["layer2.0"]
+    probe = executed([*words, "freeze=backbone"], folder="probe")
+    assert losses(probe)[0] < losses(executed([*words, "freeze=backbone", "head.kept=false"], folder="anew"))[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["model.weights=none"], "is no earlier run"),
+        (["head=mlp"], "head=linear keeps it"),
+        (['dataset.classes=["0","1"]'], "tells other classes apart"),
+    ],
+)
+def test_a_head_that_can_not_be_kept_is_told_before_anything_runs(executed, words, told):
+    trained = executed([*SMALL, *RESNET, "freeze=none", "trainer.max_epochs=1"], folder="trained")
+    asked = [*SMALL, *RESNET, f"model.weights={trained.folder.path}", "head.kept=true", *words]
+    with pytest.raises(UserError, match=told):
+        sweep.plan(config.Composer().jobs(asked, multirun=False))
+
+
+def test_heads_that_are_kept_do_not_share_a_stack(executed):
+    trained = executed([*SMALL, *RESNET, "freeze=none", "trainer.max_epochs=1"], folder="trained")
+    asked = [*SMALL, *RESNET, f"model.weights={trained.folder.path}", "optimizer.lr=0.01,0.02"]
+    groups = {
+        kept: len(sweep.groups(sweep.plan(config.Composer().jobs([*asked, f"head.kept={kept}"], multirun=True))))
+        for kept in ("true", "false")
+    }
+    assert groups == {"true": 2, "false": 1}

@@ -150,3 +150,69 @@ def test_a_set_without_test_has_no_shifts(tmp_path):
     with pytest.raises(UserError, match="no test pictures"):
         opened(tmp_path, "dataset.shift=[noise]", "dataset.test=0")
     assert shifted.MARK == "@"
+
+
+# all pictures, and other names
+
+
+def altered(*overrides):
+    [job] = Composer().jobs([*TINY, *overrides], multirun=False)
+    return job.settings.dataset.opened(job.settings.cache.folder())
+
+
+def test_a_set_under_a_corruption_is_the_same_pictures_made_worse_in_all_splits():
+    plain, worse = altered(), altered("dataset.corruption=contrast:4")
+    assert (worse.classes, worse.sizes()) == (plain.classes, plain.sizes())
+    assert worse.fingerprint() != plain.fingerprint() != altered("dataset.corruption=contrast:3").fingerprint()
+    [corruption] = corruptions.parsed("contrast:4")
+    for split in ("train", "val", "test"):
+        one, other = plain.split(split)[0], worse.split(split)[0]
+        assert (one.id, one.label) == (other.id, other.label)
+        assert (worse.read(other) == corruption(plain.read(one))).all()
+
+
+def test_classes_under_other_names_are_another_task_of_the_same_pictures():
+    plain, renamed = altered(), altered("dataset.rename={0:9,9:0}")
+    assert renamed.classes == plain.classes
+    assert renamed.fingerprint() != plain.fingerprint()
+    swapped = {0: 9, 9: 0}
+    assert [each.label for each in renamed.samples] == [swapped.get(each.label, each.label) for each in plain.samples]
+    assert [each.sha256 for each in renamed.samples] == [each.sha256 for each in plain.samples]
+
+
+def test_classes_of_one_name_are_one_class():
+    even = altered("dataset.rename={0:even,2:even,4:even,6:even,8:even,1:odd,3:odd,5:odd,7:odd,9:odd}")
+    assert even.classes == ["even", "odd"]
+    for one, other in zip(even.samples, altered().samples, strict=True):
+        assert one.label == other.label % 2
+
+
+def test_renamed_worse_and_shifted_at_once():
+    source = altered("dataset.rename={9:0}", "dataset.corruption=noise:1", "dataset.shift=[contrast:2]")
+    assert source.classes == [str(digit) for digit in range(9)]
+    assert source.sizes()["contrast-2"] == source.sizes()["test"]
+    [noise], [contrast] = corruptions.parsed("noise:1"), corruptions.parsed("contrast:2")
+    first = source.split("contrast-2")[0]
+    plain = altered()
+    original = plain.samples[plain.samples.find(first.id.removesuffix("@contrast-2"))]
+    assert (source.read(first) == contrast(noise(plain.read(original)))).all()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("dataset.corruption=nois:3", "did you mean noise:3"),
+        ("dataset.corruption=noise", "did you mean noise:"),
+        ("dataset.rename={10:0}", "no such class"),
+        ("dataset.rename={0:a,1:a,2:a,3:a,4:a,5:a,6:a,7:a,8:a,9:a}", "nothing to tell apart"),
+    ],
+)
+def test_what_can_not_be_made_of_a_set_is_told(override, words):
+    with pytest.raises(UserError, match=words):
+        altered(override)
+
+
+def test_a_folder_that_is_called_like_a_corruption_is_not_taken_for_it(tmp_path, monkeypatch):
+    (tmp_path / "noise").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert altered("dataset.shift=[noise:2]").shifts == altered("dataset.shift=[noise]").shifts[1:2] == ("noise-2",)

@@ -45,10 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             known = [flag for action in VERBS[words[0]][0] for flag in action[0] if flag.startswith("-")]
             hint = nearest(strange[0], known) or f"regraft {words[0]} --help shows them"
             raise UserError(Problem(strange[0], None, f"no such option of {words[0]}; {hint}"))
-        if rest and "overrides" not in options:
+        takes = next((name for name in ("overrides", "changes") if name in options), None)
+        if rest and takes is None:
             raise UserError(Problem(rest[0], None, f"{words[0]} takes no more than regraft {words[0]} --help shows"))
-        if rest:
-            options.overrides += rest
+        if takes:
+            setattr(options, takes, [*getattr(options, takes), *rest])  # argparse leaves those that stand behind an option
         status = int(CALLS[words[0]](options))
         sys.stdout.flush()  # here, where a reader that has gone is no error
         return status
@@ -251,6 +252,27 @@ def _reproduce(options: argparse.Namespace) -> int:
     return reproducing.command(options.run, options.changes, options.output, options.tolerance, options.json, print)
 
 
+def _paper(options: argparse.Namespace) -> int:
+    from regraft import publishing
+
+    if options.paper is None:
+        print(publishing.listed())
+        return 0
+    if options.show:
+        print(publishing.shown(options.paper, options.full, options.changes))
+        return 0
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return publishing.command(
+        options.paper,
+        options.full,
+        options.changes,
+        options.output,
+        lambda what: console.print(what, markup=False, soft_wrap=isinstance(what, str)),
+    )
+
+
 def _generate(options: argparse.Namespace) -> int:
     from regraft import asking
 
@@ -289,6 +311,7 @@ CALLS = {
     "diff": _diff,
     "report": _report,
     "reproduce": _reproduce,
+    "paper": _paper,
 }
 
 

@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from regraft.augment import filled
+from regraft.datasets import corruptions
 from regraft.datasets.splits import labelled
 from regraft.errors import Problem, UserError, shown
 from regraft.mistakes import hint, keys, knows, own_files, refused, unavailable, unresolved, with_file
@@ -280,6 +281,8 @@ def _absolute(config: Plain) -> Plain:
 def _from_here(key: str, value: Any) -> Any:
     if not isinstance(value, str) or value == MISSING or (key == "weights" and value in ("imagenet", "none")):
         return value
+    if key == "shift" and corruptions.parsed(value) is not None:
+        return value  # whatever else is called so
     path = Path(value).expanduser()
     return str(path.absolute()) if os.sep in value or path.exists() else value
 

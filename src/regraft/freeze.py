@@ -65,6 +65,10 @@ class FreezePolicy(Named):
         """Puts into a chain what trains beside its own layers; most policies put nothing there. `sample`: as `Chain` takes it. Draws from
         torch's global stream. Raises UserError where the net has no place for it."""
 
+    def redrawn(self, stages: Stages) -> tuple[str, ...]:
+        """The stages of a chain that is split at `cuts` whose weights are not taken: they begin as random ones. Most policies name none."""
+        return ()
+
     def named(self) -> Iterator[Place]:
         """The stages and blocks that this policy is given by name."""
         return iter(())
@@ -158,6 +162,22 @@ class Until(FreezePolicy):
         return [phase(f"above {self.stage}", epochs, layout.names(end))]
 
 
+class Transplant(Until):
+    """What lies up to a stage keeps its weights, what lies above begins as random ones and trains (Yosinski et al. 2014, section 2)."""
+
+    stage: str = doc("the highest stage or block that keeps its weights; all above begin as random ones: layer3, layer3.1")
+    frozen: bool = doc("true: what keeps its weights is frozen (AnB); false: it trains too (AnB+)")
+
+    def redrawn(self, stages: Stages) -> tuple[str, ...]:
+        layout = Layout(stages)
+        layout.cut(self._places())
+        return layout.names(layout.spans[self.stage][1])
+
+    def draw(self, layout: Layout, epochs: int) -> list[Phase]:
+        [above] = super().draw(layout, epochs)
+        return [above] if self.frozen else [phase(f"with {self.stage}", epochs, layout.names(0))]
+
+
 class LinearProbeFineTune(FreezePolicy):
     """LP-FT: first the head alone, then everything (Kumar et al. 2022, section 3.4)."""
 
@@ -245,15 +265,16 @@ class Lora(FreezePolicy):
 
 
 class Surgical(FreezePolicy):
-    """A few stages train, and the head; they need not be neighbours (Lee et al. 2023, section 2)."""
+    """A few stages train; they need not be neighbours (Lee et al. 2023, section 2)."""
 
-    stages: list[str] = doc("the stages or blocks that train beside the head: [layer1]", min_length=1)
+    stages: list[str] = doc("the stages or blocks that train: [layer1]", min_length=1)
+    head: bool = doc("true: the head trains too; false: it stays as it began, which is meant for head.kept=true")
 
     def named(self) -> Iterator[Place]:
         yield from (Place("freeze.stages", name, "alone") for name in self.stages)
 
     def draw(self, layout: Layout, epochs: int) -> list[Phase]:
-        return [phase("surgical", epochs, layout.inside([*self.stages, HEAD]))]
+        return [phase("surgical", epochs, layout.inside([*self.stages, *([HEAD] if self.head else [])]))]
 
 
 class L2SP(FreezePolicy):
@@ -361,6 +382,7 @@ GROUP = Group(
         "backbone": BackboneFrozen,
         "last": Last,
         "until": Until,
+        "transplant": Transplant,
         "surgical": Surgical,
         "lp_ft": LinearProbeFineTune,
         "gradual": Gradual,

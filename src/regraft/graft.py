@@ -44,6 +44,7 @@ def build(s: Settings, classes: Sequence[str], enters: Mapping[str, Any] = PICTU
     """The chain that a run starts from, with its weights; `enters`: a set's facts of what enters the net. Raises UserError for weights
     that do not fit, or too small a picture."""
     backbone, origin = _backbone(s, enters), s.origin
+    drawn = {f"backbone.{name}": tensor.clone() for name, tensor in backbone.module.state_dict().items()}
     published: State = {}
     if origin.kind == "imagenet":
         published = s.model.fetch(backbone)
@@ -55,6 +56,12 @@ def build(s: Settings, classes: Sequence[str], enters: Mapping[str, Any] = PICTU
     if earlier:
         weights.load(backbone.module, s.model.inherit(adapters.merged(earlier.backbone), backbone), "model.weights", s.model.weights)
     chain = _graft(backbone, s, classes, enters)
+    for stage in s.freeze.redrawn(chain.layout):
+        for name, tensor in (*chain.named_parameters_of(stage), *chain.named_buffers_of(stage)):
+            if name in drawn:  # the head is random anyway
+                tensor.data.copy_(drawn[name])
+    if earlier and getattr(s.head, "kept", False):
+        weights.load(chain.head, earlier.head.state_dict(), "head.kept", s.model.weights)
     if earlier and earlier.whitening and not s.augmentation.whiten():
         chain.whitening = earlier.whitening  # its stages have learnt on whitened pictures
     if s.head.pretrained:

@@ -60,6 +60,7 @@ OBSTACLES: Mapping[str, Any] = {
     ),
     "a random augmentation": lambda s: s.augmentation.finite() is None and (s.cache.views is None or s.augmentation.mixes),
     "the head can't be stacked": lambda s: not (s.head.stacks or s.head.fits),
+    "the head is an earlier run's": lambda s: getattr(s.head, "kept", False),
     "the optimizer can't be stacked": lambda s: not (s.optimizer.stacks or s.head.fits),
     "trainer.max_steps": lambda s: s.trainer.max_steps is not None and not s.head.fits,
     "trainer.ema": lambda s: s.trainer.ema is not None and not s.head.fits,

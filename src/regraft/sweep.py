@@ -93,7 +93,7 @@ def plan(jobs: Sequence[Job], opened: Plan | None = None, skipped: dict[str, str
             data, source = opened.data(job)
             heads = (problem._replace(key=f"head.{problem.key}") for problem in s.head.unfit(data["classes"]))
             nets = (problem._replace(key=f"model.{problem.key}") for problem in s.model.lacks(source))
-            if unfit := s.fits(data) or [*heads, *nets, *_renumbered(s, source)]:
+            if unfit := s.fits(data) or [*heads, *nets, *_renumbered(s, source), *_headless(s, source)]:
                 raise UserError(unfit)
             run_id = s.run_id(data["fingerprint"], s.origin.identity)
             sweep, path = job.folders(run_id)
@@ -136,6 +136,22 @@ def _renumbered(s: Settings, source: Source) -> list[Problem]:
         return []
     remedy = f"model.weights={s.model.weights} has learnt tokens by other numbers; dataset.vocabulary={s.model.weights} keeps its own"
     return [Problem("dataset.vocabulary", getattr(s.dataset, "vocabulary", None), remedy)]
+
+
+def _headless(s: Settings, source: Source) -> list[Problem]:
+    """What keeps a head from going on from an earlier run's."""
+    if not getattr(s.head, "kept", False):
+        return []
+    if s.origin.kind != "run":
+        return [Problem("head.kept", True, f"model.weights={s.model.weights} is no earlier run, whose head could be kept; false works")]
+    earlier = RunFolder(s.model.weights)
+    if (name := (earlier.config.get("head") or {}).get("name")) != s.head.name:
+        return [Problem("head", s.head.name, f"that of {s.model.weights} is {name}; head={name} keeps it")]
+    if (classes := (earlier.record.get("data") or {}).get("classes")) != source.classes:
+        told = ", ".join(map(str, (classes or [])[:10]))
+        remedy = f"the run {s.model.weights} tells other classes apart ({told}); false works, or dataset.classes and dataset.rename"
+        return [Problem("head.kept", True, remedy)]
+    return []
 
 
 def _strangers(asking: Sequence[Planned]) -> Iterator[tuple[Planned, Problem]]:

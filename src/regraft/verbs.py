@@ -162,4 +162,17 @@ VERBS: dict[str, tuple[list[Argument], str]] = {
         ],
         "run a finished run again from its record, and say: identical, within tolerance, or different and since where",
     ),
+    "paper": (
+        [
+            (("paper",), {"nargs": "?", "metavar": "NAME", "help": "a paper that comes with regraft, or a file of yours (NAME.yaml)"}),
+            (
+                ("changes",),
+                {"nargs": "*", "metavar": "KEY=VALUE", "help": "overrides for all its runs: where data lies, a launcher, hardware"},
+            ),
+            (("--full",), {"action": "store_true", "help": "the full size, for which data is needed that does not come along"}),
+            (("--show",), {"action": "store_true", "help": "tell what would be run and judged, and stop"}),
+            (("--output",), {"metavar": "DIR", "help": "where runs and report go (multirun/papers/NAME)"}),
+        ],
+        "run a paper's experiment, and judge its claims by the figures: supported, not supported, not enough evidence",
+    ),
 }

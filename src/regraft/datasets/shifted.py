@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from regraft.datasets import corruptions, layout
 from regraft.datasets.corruptions import Corruption
 from regraft.datasets.fingerprint import examine
 from regraft.datasets.samples import SPLITS
-from regraft.datasets.source import Files, Sample, Source
+from regraft.datasets.source import Files, Sample, Source, under
 from regraft.errors import Problem, UserError, either
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class Shifted(Source):
         samples = list(source.samples)
         test = [sample for sample in samples if sample.split == "test"]
         for name in self.worse:
-            samples += [replace(each, id=f"{each.id}{MARK}{name}", split=name, sha256=_under(each.sha256, name)) for each in test]
+            samples += [replace(each, id=f"{each.id}{MARK}{name}", split=name, sha256=under(each.sha256, name)) for each in test]
         for name, folder in self.folders.items():
             samples += [replace(each, id=f"{each.id}{MARK}{name}", split=name) for each in folder.samples]
         super().__init__(source.classes, samples, source.skipped, kind=source.kind, remarks=source.remarks)
@@ -79,11 +78,6 @@ def _folder(source: Source, word: str, memos: Path) -> Files:
     hashes, _ = examine(found.root, sorted(file.id for file in files), memos, "raise")
     samples = [Sample(file.id, "test", source.classes.index(file.name), hashes[file.id]) for file in files]
     return Files(found.root, source.classes, samples)
-
-
-def _under(sha256: str, name: str) -> str:
-    """The hash of what a picture is under a shift."""
-    return hashlib.sha256(f"{sha256} {name}".encode()).hexdigest()
 
 
 def _refused(given: object, remedy: str) -> UserError:

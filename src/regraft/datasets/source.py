@@ -116,6 +116,11 @@ class Source:
         return total.hexdigest()
 
 
+def under(sha256: str, name: str) -> str:
+    """The hash of what a picture is under a corruption, or another change that has a name."""
+    return hashlib.sha256(f"{sha256} {name}".encode()).hexdigest()
+
+
 class Files(Source):
     """Pictures that lie in files; a sample's id is the path relative to `root`."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from regraft.errors import Problem, UserError, either, nearest
 from regraft.registry import Named, doc
@@ -77,8 +79,16 @@ class DatasetSpec(Named):
             raise UserError(problem._replace(key=f"dataset.{problem.key}") for problem in found)
 
 
+Names = Annotated[dict[str, str], BeforeValidator(lambda given: _words(given))]
+
+
 class Shifting(DatasetSpec):
-    """A set of pictures, whose test split can be measured under shifts too."""
+    """A set of pictures, which can be made worse, and whose test split can be measured under shifts too."""
+
+    corruption: str | None = doc(
+        "all pictures of all splits made worse: noise:3, blur:5, jpeg:1, contrast:2, ... (null: as they are)", decides=False
+    )
+    rename: Names | None = doc("{CLASS: NEW NAME}; classes of one name become one (null: as they are)", decides=False)
 
     shift: list[str] = doc(
         "test once more under each: noise, blur, jpeg, contrast (all five strengths; noise:3: one), or a folder of pictures in <class>/",
@@ -88,6 +98,11 @@ class Shifting(DatasetSpec):
 
     def opened(self, cache: Path) -> Source:
         source = self.open(cache)
+        if self.corruption or self.rename:
+            from regraft.datasets import altered, corruptions
+
+            worse = corruptions.parsed(self.corruption or "")
+            source = altered.of(source, self.rename or {}, worse[0] if worse else None)
         if not self.shift:
             return source
         from regraft.datasets import shifted
@@ -100,7 +115,16 @@ class Shifting(DatasetSpec):
         strange = [word for word in self.shift if corruptions.parsed(word) is None and not Path(word).expanduser().is_dir()]
         known = [*corruptions.KINDS, *(f"{kind}:{strength}" for kind in corruptions.KINDS for strength in corruptions.STRENGTHS)]
         remedy = f"neither a folder nor a corruption; there are {either(corruptions.KINDS)}, and noise:1 to noise:5"
-        return [*super().problems(), *(Problem("shift", word, f"{nearest(word, known) or remedy}") for word in strange)]
+        found = [*super().problems(), *(Problem("shift", word, f"{nearest(word, known) or remedy}") for word in strange)]
+        if self.corruption is not None and self.corruption not in (strengths := [each for each in known if ":" in each]):
+            remedy = f"one corruption of one strength is needed: {either(strengths)}"
+            found.append(Problem("corruption", self.corruption, nearest(self.corruption, strengths) or remedy))
+        return found
+
+
+def _words(given: Any) -> Any:
+    """Keys and values as text: on the command line a class that is a number can't be quoted as a key."""
+    return {str(key): str(value) for key, value in given.items()} if isinstance(given, Mapping) else given
 
 
 class WithVal(DatasetSpec):

@@ -60,7 +60,7 @@ def load_digits(spec: DigitStrings) -> Drawn:
     from regraft.datasets import Digits, digits
 
     spread: dict[str, Any] = {"val": 0.15, "test": 0.2, "split_seed": 0, "folds": None, "fold": 0}
-    spread |= {"classes": None, "per_class": None, "labelled": None, "shift": []}
+    spread |= {"classes": None, "per_class": None, "labelled": None, "shift": [], "corruption": None, "rename": None}
     source = digits.load(Digits.model_validate({"name": "digits", "size": SIDE, "on_error": "raise", **spread}))
     known: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     for sample in source.samples:

@@ -14,7 +14,7 @@ from regraft.heads.captioners import Captions, Tags
 from regraft.heads.ctc import Ctc
 from regraft.heads.detectors import RCNNHead
 from regraft.heads.frames import Frames
-from regraft.heads.spec import HeadSpec, Trained
+from regraft.heads.spec import HeadSpec, Keeping, Trained
 from regraft.registry import Group, doc
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Metric = Literal["cosine", "euclidean"]
 CALIBRATE = "true or false: multiply the scores by one number, found on val, so that their softmax or sigmoid gives probabilities"
 
 
-class Linear(Trained):
+class Linear(Keeping):
     """One linear layer: the linear probe."""
 
     stacks = True
@@ -38,7 +38,7 @@ class Linear(Trained):
         return nn.Sequential(Dropout(self.dropout), nn.Linear(features, len(classes)))
 
 
-class MLPHead(Trained):
+class MLPHead(Keeping):
     """One hidden layer with ReLU, dropout before each linear layer."""
 
     stacks = True
@@ -54,7 +54,7 @@ class MLPHead(Trained):
         return nn.Sequential(*hidden, Dropout(self.dropout), nn.Linear(self.width, len(classes)))
 
 
-class CosineHead(Trained):
+class CosineHead(Keeping):
     """Cosine similarity to a vector for each class, times a scale (Gidaris and Komodakis 2018, section 3.1)."""
 
     stacks = True

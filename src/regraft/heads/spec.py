@@ -45,3 +45,13 @@ class Trained(HeadSpec):
     """Common to the heads that train in epochs."""
 
     dropout: float = doc("part of the head's inputs dropped while training, 0..1", ge=0, lt=1)
+
+
+class Keeping(Trained):
+    """Common to the heads that can go on from those of an earlier run."""
+
+    kept: bool = doc("true: begins as the head of the earlier run that model.weights names, of the same classes; false: anew")
+
+    def deciding(self) -> dict[str, Any]:
+        """Without `kept` where it begins anew: such runs were the same before there was such a key."""
+        return {key: value for key, value in super().deciding().items() if key != "kept" or value}

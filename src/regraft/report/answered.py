@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from regraft.datasets.shifted import MARK
 from regraft.errors import UserError
-from regraft.record import PREDICTIONS
+from regraft.record import PREDICTIONS, SHIFTED
 from regraft.report import comparing, words
 from regraft.report.pictures import answers
 from regraft.report.rows import Board, Row, Run
 from regraft.report.statistics import wilson
 from regraft.tasks import LOWER
 
+TEST = "test"
 TESTED = 50  # rows that are tested against the best
 READ = 200  # runs whose answers are counted picture by picture
 
@@ -31,18 +33,20 @@ class Answer(NamedTuple):
     score: float | None  # of what was predicted: a probability
 
 
-def of(run: Run) -> dict[str, Answer]:
-    """{picture's id: answer}; empty where the run classifies nothing, or its predictions can't be read."""
+def of(run: Run, split: str = TEST) -> dict[str, Answer]:
+    """{picture's id: answer} of test, or of test under a shift (noise-3); empty where the run classifies nothing, or its predictions can't
+    be read."""
     if run.status != "done" or words.at(run.record, "data.kind") != "class":
         return {}
     try:
-        table = answers(run.path / PREDICTIONS)
+        table = answers(run.path / (PREDICTIONS if split == TEST else SHIFTED), None if split == TEST else split)
     except UserError:
         return {}  # a damaged file hides nothing of the others
     if table is None:
         return {}
     rows = table.select("id", "truth", "predicted", "score").rows()
-    return {str(name): Answer(_one(truth), _one(said), score) for name, truth, said, score in rows}
+    under = "" if split == TEST else f"{MARK}{split}"
+    return {str(name).removesuffix(under): Answer(_one(truth), _one(said), score) for name, truth, said, score in rows}
 
 
 def _one(value: Any) -> str:
@@ -56,8 +60,8 @@ class Answers:
     runs: tuple[Mapping[str, Answer], ...]
 
     @classmethod
-    def read(cls, row: Row) -> Answers:
-        return cls(tuple(found for run in row.done if (found := of(run))))
+    def read(cls, row: Row, split: str = TEST) -> Answers:
+        return cls(tuple(found for run in row.done if (found := of(run, split))))
 
     @cached_property
     def shared(self) -> list[str]:

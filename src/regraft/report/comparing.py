@@ -97,6 +97,35 @@ def paired(first: ArrayLike, second: ArrayLike) -> Test:
     return Test(p, effect, name, len(differences))
 
 
+def trend(rows: Sequence[ArrayLike]) -> float:
+    """Two-sided p of Page's test that scores rise from row to row over the same things (Page 1963, JASA 58:216-230). Raises ValueError for
+    fewer than three rows, or rows of unequal length."""
+    from scipy import stats
+
+    table = np.stack([_column(row) for row in rows], axis=1)
+    if table.shape[1] < 3:
+        raise ValueError(f"{table.shape[1]} rows: a trend needs three or more")
+    if (table == table[:, :1]).all():
+        return 1.0  # each thing is alike in all rows
+    return float(min(1.0, 2 * stats.page_trend_test(table, method="asymptotic").pvalue))
+
+
+def welch(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> tuple[Interval, float]:
+    """How far the mean of one row of runs is above another's, its interval, and the two-sided p (Welch 1947, Biometrika 34:28-35). Raises
+    ValueError for fewer than two runs in a row."""
+    from scipy import stats
+
+    one, other = _column(first), _column(second)
+    if min(len(one), len(other)) < 2:
+        raise ValueError("two runs or more of each row are needed")
+    value = float(one.mean() - other.mean())
+    if np.ptp(one) == 0 and np.ptp(other) == 0:
+        return Interval(value, value, value), float(value == 0)
+    found = stats.ttest_ind(one, other, equal_var=False)
+    within = found.confidence_interval(confidence)
+    return Interval(value, float(within.low), float(within.high)), float(found.pvalue)
+
+
 def holm(ps: Mapping[str, float]) -> dict[str, float]:
     """p-values of several tests, each as high as it must be for all to hold together (Holm 1979, Scand. J. Statist. 6:65-70)."""
     from statsmodels.stats.multitest import multipletests

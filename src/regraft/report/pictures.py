@@ -288,8 +288,9 @@ def _scale(figure: Figure, shown: Any, left: float, below: float, side: float) -
 # Predictions
 
 
-def answers(path: Path) -> DataFrame | None:
-    """predictions.parquet as id, truth, predicted, the scores and the highest of them; None where there is none.
+def answers(path: Path, shift: str | None = None) -> DataFrame | None:
+    """predictions.parquet as id, truth, predicted, the scores and the highest of them; None where there is none. Of shifted.parquet: one
+    shift's rows.
 
     Raises UserError for one that can't be read.
     """
@@ -300,6 +301,8 @@ def answers(path: Path) -> DataFrame | None:
     score = polars.col("scores").list.max().fill_nan(None)  # what was predicted has the highest score
     try:
         file = polars.scan_parquet(path, glob=False, hive_partitioning=False)  # a folder's name is no pattern
+        if shift is not None:
+            file = file.filter(polars.col("shift") == shift)
         return file.select("id", "truth", "predicted", "scores", score=score).collect()
     except (polars.exceptions.PolarsError, OSError) as error:
         said = plain(next(iter(str(error).splitlines()), ""), 100)

@@ -110,7 +110,7 @@ class Row:
         spread = stdev(values) if len(values) > 1 else None
         split, _, name = metric.rpartition("/")
         sizes = [words.at(run.record, f"data.sizes.{split}") for _, run in pairs]
-        if name == "accuracy" and all(words.known(size) and size > 0 for size in sizes) and self._once(len(pairs)):
+        if name in ("accuracy", "top5_accuracy") and all(words.known(size) and size > 0 for size in sizes) and self._once(len(pairs)):
             n = sum(sizes)
             right = sum(round(value * size) for value, size in zip(values, sizes, strict=True))
             parts = f" in {len(pairs)} folds" if len(pairs) > 1 else ""

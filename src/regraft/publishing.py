@@ -1,0 +1,158 @@
+"""`regraft paper`: a paper's sweeps are run, its table and figures written, and each of its claims judged by them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from regraft import config, dispatch, files, papers, reporting, sweep
+from regraft.errors import Problem, UserError, said
+from regraft.papers import Paper, Step
+from regraft.record import CONFIG, ENDED, RECORD, RunFolder
+from regraft.report import claims, rows, words
+from regraft.report.claims import Verdict
+
+RUNS, RECORDS, PAGE, VERDICTS = "runs", "records", "paper.md", "verdicts.json"
+Say = Callable[[Any], None]
+
+
+def listed() -> str:
+    """The papers that there are, a line each."""
+    found = {name: papers.read(name) for name in papers.names()}
+    wide = max(map(len, found), default=0)
+    return "\n".join(f"{name:<{wide}}  {paper.title}{'' if paper.runs else ' (needs data: see --show)'}" for name, paper in found.items())
+
+
+def shown(name: str, full: bool, changes: Sequence[str]) -> str:
+    """What would be run, and what would be judged; nothing is."""
+    paper = papers.read(name)
+    lines = [paper.title, paper.cite, "", f"claim: {paper.claim}", f"budget: {paper.budget}", f"differs: {paper.differs}"]
+    lines += [f"needs: {paper.needs}"] if paper.needs else []
+    lines += ["", *(shlex.join(["regraft", "train", "-m", *step.overrides, *changes]) for step in _steps(paper, name, full))]
+    lines += ["", *(f"- {claim.says}" for claim in paper.statements())]
+    return "\n".join(lines)
+
+
+def command(name: str, full: bool, changes: Sequence[str], output: str | None, say: Say) -> int:
+    """Run a paper's sweeps into runs/ of the output, then write its table, figures, page, records and verdicts beside them; 0: all runs are
+    done, whatever the verdicts; 1: some are not, and the claims are judged by the others.
+
+    Raises UserError for a paper that is none, and with everything that is missing of what its runs need.
+    """
+    paper = papers.read(name)
+    full = full or not paper.runs
+    steps = _steps(paper, name, full)
+    own = Path(name).stem if name not in papers.names() else name
+    out = (Path(output).expanduser() if output else Path("multirun", "papers", f"{own}-full" if full and paper.runs else own)).absolute()
+    words_given = [name, *(["--full"] if full else []), *changes, *(["--output", output] if output else [])]
+    told = shlex.join(["regraft", "paper", *words_given])
+    try:
+        folders, whole = _run(steps, out / RUNS, changes, told, say)
+    except UserError as error:
+        raise UserError([*error.problems, Problem(f"{name} --full", None, f"needs {paper.needs}")] if full else error.problems) from None
+    boards = rows.boards(rows.read([str(out / RUNS)]), _axes(paper, out / RUNS))
+    verdicts = claims.judged(paper.statements(), boards)
+    shutil.rmtree(out / "figures", ignore_errors=True)
+    reporting.command([str(out / RUNS)], str(out), _axes(paper, out / RUNS), paper.title, lambda text: None)
+    _records(out, folders)
+    files.write_text(out / VERDICTS, json.dumps([verdict.plain() for verdict in verdicts], indent=1, ensure_ascii=False) + "\n")
+    files.write_text(out / PAGE, "\n".join(_page(paper, told, verdicts, out, folders)) + "\n")
+    for verdict in verdicts:
+        say(f"{verdict.word}: {verdict.claim.says}\n    {verdict.told}")
+    for figure in paper.figures():
+        say(f"published: {figure.what}: {figure.value} ({figure.source})")
+    say(words.shorter(out / PAGE))
+    return 0 if whole else 1
+
+
+def _steps(paper: Paper, name: str, full: bool) -> list[Step]:
+    steps = paper.steps(full or not paper.runs)
+    if not steps:
+        raise UserError(Problem("NAME", name, f"it has no {'full size' if full else 'runs'}"))
+    return steps
+
+
+def _run(steps: Sequence[Step], at: Path, changes: Sequence[str], told: str, say: Say) -> tuple[list[RunFolder], bool]:
+    """The run folders of all steps, and whether all of them are done."""
+    found: dict[str, Path] = {}
+    folders: list[RunFolder] = []
+    whole = True
+    for step in steps:
+        composer = config.Composer()
+        where = [f"hydra.sweep.dir={_quoted(at / step.name)}", "hydra.sweep.subdir='${run_id}'", "hydra.mode=MULTIRUN"]
+        jobs = composer.jobs([*papers.placed(step, found), *changes, *where], True)
+        planned = sweep.plan(jobs, skipped=composer.skipped)
+        say(f"{step.name}: {words.count(len(planned), 'run')}")
+        done = dispatch.run(planned, told, say)
+        folders += done
+        failed = [folder for folder in done if folder.record["status"] not in ENDED]
+        if len(done) == 1 and not failed:
+            found[step.name] = done[0].path
+        whole = whole and not failed and len(done) == len(planned)
+        if failed and any(f"{{{step.name}}}" in override for later in steps for override in later.overrides):
+            error = said(failed[0].record["error"])
+            raise UserError(Problem(step.name, str(failed[0].path), f"failed, and later steps go on from it: {error}"))
+    return folders, whole
+
+
+def _quoted(path: Path) -> str:
+    return "'" + re.sub(r"(['\\])", r"\\\1", str(path)) + "'"
+
+
+def _axes(paper: Paper, at: Path) -> list[str]:
+    """Of the paper's axes those that its runs have."""
+    known = {key for run in rows.read([str(at)]) for key in run.config}
+    return [axis for axis in paper.axes if axis in known]
+
+
+def _records(out: Path, folders: Sequence[RunFolder]) -> None:
+    """Each run's config and record, from which `regraft reproduce` runs it again."""
+    shutil.rmtree(out / RECORDS, ignore_errors=True)
+    for folder in folders:
+        into = out / RECORDS / folder.path.name
+        into.mkdir(parents=True, exist_ok=True)
+        for file in (CONFIG, RECORD):
+            shutil.copyfile(folder / file, into / file)
+
+
+def _page(paper: Paper, told: str, verdicts: Sequence[Verdict], out: Path, folders: Sequence[RunFolder]) -> Iterator[str]:
+    """paper.md: the question, the verdicts with their figures beside the published ones, the table and the figures."""
+    yield f"# {paper.title}\n"
+    yield f"{paper.cite}\n"
+    yield f"**Claim.** {paper.claim}\n"
+    yield f"**Here.** {paper.differs}\n"
+    yield f"    {told}\n"
+    yield f"{words.count(len(folders), 'run')}, {words.duration(_seconds(folders))} of work in them; {_machine(folders)}.\n"
+    yield "## Verdicts\n"
+    for verdict in verdicts:
+        yield f"- **{verdict.word}**: {verdict.claim.says}  \n  {verdict.told}\n"
+    if published := paper.figures():
+        yield "## As published\n"
+        yield "| what | figure | source |\n|---|---|---|"
+        for figure in published:
+            yield f"| {figure.what} | {figure.value} | {figure.source} |"
+        yield ""
+    yield (out / reporting.MARKDOWN).read_text("utf-8").replace("\n## ", "\n### ").replace("## ", "## Table: ", 1)
+    drawn = sorted((out / reporting.FIGURES).glob("*.png"))
+    named = [path for path in drawn if paper.figure and path.stem.endswith(re.sub(r"[^\w.-]", "_", paper.figure))]
+    if named or drawn:
+        yield "## Figures\n"
+    for path in [*named, *(path for path in drawn if path not in named)]:
+        yield f"![{path.stem}]({reporting.FIGURES}/{path.name})\n"
+
+
+def _seconds(folders: Sequence[RunFolder]) -> float:
+    return sum(rows.Run.read(folder).seconds or 0.0 for folder in folders)
+
+
+def _machine(folders: Sequence[RunFolder]) -> str:
+    record = folders[0].record if folders else {}
+    machine, packages = record.get("machine") or {}, record.get("packages") or {}
+    told = [f"{key} {words.value(value)}" for key, value in machine.items() if not isinstance(value, dict | list)]
+    told += [f"{key} {packages[key]}" for key in ("torch", "pytorch-lightning", "timm") if key in packages]
+    return words.plain(", ".join(told), 400)
