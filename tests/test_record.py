@@ -6,11 +6,12 @@ import json
 import multiprocessing
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_lightning.strategies import DDPStrategy
 
-from regraft import files, hardware
+from regraft import files, hardware, record
 from regraft.errors import UserError
 from regraft.hardware import CPU, Auto, divide
 from regraft.record import Metrics, RunFolder, environment
@@ -144,3 +145,35 @@ def test_what_gpus_there_are_is_counted_without_torch(monkeypatch, tmp_path):
     too_many = Auto(name="auto", devices=2, **HARDWARE)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert "1 GPUs are visible" in too_many.problems()[0].remedy
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
+TREES = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3))
+
+
+@given(st.dictionaries(st.text(max_size=5), TREES, max_size=4))
+def test_a_config_read_section_by_section_is_the_config_read_whole(config):
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    assert record._yaml(text) == yaml.load(text, record._Loader) or not config
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &x [1]\nb: *x\n",
+        "{a: 1,\nb: 2}\n",
+        "a: 'one\n  b: two'\nc: 1e-3\n",
+        "- a\n- b\n",
+        "a: |\n  x: 1\n  y\nb:\n- 1\n- 2\n",
+        "# a\n\na: 1\na: 2\n",
+    ],
+)
+def test_what_others_write_is_read_as_yaml_is(text):
+    assert record._yaml(text) == yaml.load(text, record._Loader)
+
+
+def test_what_one_reader_changes_no_other_sees():
+    for _ in range(2):
+        config = record._yaml("a: {b: [1]}\n")
+        assert config == {"a": {"b": [1]}}
+        config["a"]["b"].append(2)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ class RunFolder:
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config. Raises UserError for one that can't be read."""
-        return _mapping(self / CONFIG, lambda text: yaml.load(text, _Loader))
+        return _mapping(self / CONFIG, _yaml)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -168,6 +169,31 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
+
+
+SECTION = re.compile(r"^(?=[A-Za-z_])", re.MULTILINE)  # where a key of the first level begins
+
+
+def _yaml(text: str) -> Any:
+    """The document; its sections one by one, since those of a sweep's runs are mostly alike, and each is parsed once."""
+    if not any(mark in text for mark in ("---", "...", "&", "*", "%")):  # several documents, and what stands for something elsewhere
+        try:
+            found: dict[str, Any] = {}
+            for section in SECTION.split(text):
+                found |= pickle.loads(_section(section))
+            return found
+        except (yaml.YAMLError, TypeError):
+            pass  # the whole says what is wrong with it, if anything
+    return yaml.load(text, _Loader)
+
+
+@lru_cache(4096)
+def _section(text: str) -> bytes:
+    """Pickled: quickly made anew, so that no reader holds what another may change."""
+    value = yaml.load(text, _Loader)
+    if not isinstance(value, dict | None):
+        raise TypeError("no keys")
+    return pickle.dumps(value or {})
 
 
 def _mapping(path: Path, parse: Any) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from regraft.errors import Problem, UserError
 from regraft.record import RECORD, RunFolder
 from regraft.report import words
-from regraft.report.statistics import over_seeds, wilson
+from regraft.report.statistics import deviation, over_seeds, wilson
 from regraft.tasks import LOWER
 
 CHOICELESS = ("seed", "dataset.fold", "dataset.split_seed")  # keys of which no value is a choice
@@ -107,7 +107,7 @@ class Row:
         if not pairs:
             return None
         values = [value for value, _ in pairs]
-        spread = stdev(values) if len(values) > 1 else None
+        spread = deviation(values) if len(values) > 1 else None
         split, _, name = metric.rpartition("/")
         sizes = [words.at(run.record, f"data.sizes.{split}") for _, run in pairs]
         if name in ("accuracy", "top5_accuracy") and all(words.known(size) and size > 0 for size in sizes) and self._once(len(pairs)):
@@ -116,7 +116,7 @@ class Row:
             parts = f" in {len(pairs)} folds" if len(pairs) > 1 else ""
             return Estimate(right / n, spread, *wilson(right, n), f"Wilson, {words.count(n, 'picture')}{parts}", len(values))
         if len(values) > 1:
-            return Estimate(mean(values), spread, *over_seeds(values)[1:], f"t, {len(values)} runs", len(values))
+            return Estimate(fmean(values), spread, *over_seeds(values)[1:], f"t, {len(values)} runs", len(values))
         return Estimate(values[0], None, None, None, "one run", 1)
 
     def _once(self, runs: int) -> bool:
@@ -127,7 +127,7 @@ class Row:
     def mean(self, what: str) -> float | None:
         """Of `seconds` or `parameters`."""
         values = [value for run in self.done if (value := getattr(run, what)) is not None]
-        return mean(values) if values else None
+        return fmean(values) if values else None
 
     @property
     def complete(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import mean, stdev
+from statistics import fmean
 
 
 def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -25,6 +25,12 @@ def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float
     return (0.0 if correct == 0 else middle - half), (1.0 if correct == n else middle + half)
 
 
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation of two values or more, with n - 1; the standard library's own, in fractions, is thirty times as slow."""
+    middle = fmean(values)
+    return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1))
+
+
 def over_seeds(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """The mean of runs and its interval by Student's t (1908): it says how far another mean of so many seeds may lie, and nothing of the
     test set's size. Raises ValueError for fewer than two runs: one says nothing of the others."""
@@ -33,6 +39,6 @@ def over_seeds(values: Sequence[float], confidence: float = 0.95) -> tuple[float
     n = len(values)
     if n < 2:
         raise ValueError(f"{n} runs: an interval over seeds needs two or more")
-    middle = mean(values)
-    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * stdev(values) / math.sqrt(n)
+    middle = fmean(values)
+    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * deviation(values) / math.sqrt(n)
     return middle, middle - half, middle + half
