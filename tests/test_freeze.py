@@ -77,10 +77,16 @@ def test_phases(made, expected):
         (policy("until", stage="layer3.0"), ["layer3.1"], [("layer3.1", "layer4", "head")]),
         (policy("until", stage="layer3.2"), [], [("layer4", "head")]),
         (policy("until", stage="conv1"), ["bn1"], [("bn1", "layer1", "layer2", "layer3", "layer4", "head")]),
-        (policy("surgical", stages=["layer3.1"]), ["layer3.1", "layer3.2"], [("layer3.1", "head")]),
-        (policy("surgical", stages=["layer3.2", "stem"]), ["layer3.2"], [("stem", "layer3.2", "head")]),
-        (policy("surgical", stages=["layer3", "layer3.1"]), ["layer3.1", "layer3.2"], [("layer3", "layer3.1", "layer3.2", "head")]),
-        (policy("surgical", stages=["head", "layer4"]), [], [("layer4", "head")]),
+        (policy("surgical", stages=["layer3.1"], head=True), ["layer3.1", "layer3.2"], [("layer3.1", "head")]),
+        (policy("surgical", stages=["layer3.2", "stem"], head=True), ["layer3.2"], [("stem", "layer3.2", "head")]),
+        (
+            policy("surgical", stages=["layer3", "layer3.1"], head=True),
+            ["layer3.1", "layer3.2"],
+            [("layer3", "layer3.1", "layer3.2", "head")],
+        ),
+        (policy("surgical", stages=["head", "layer4"], head=True), [], [("layer4", "head")]),
+        (policy("surgical", stages=["stem", "layer4"], head=False), [], [("stem", "layer4")]),
+        (policy("transplant", stage="layer3", frozen=True), [], [("layer4", "head")]),
         (policy("until", stage="layer3", stage_lr={"layer3.1": 0.5}), ["layer3.1", "layer3.2"], [("layer4", "head")]),
         (
             policy("gradual", every=2, down_to="layer3.2"),
@@ -144,7 +150,7 @@ def test_both_phases_of_lp_ft_get_an_epoch(epochs, probe):
         (policy("until", stage="layer33"), [("freeze.stage", "did you mean layer3")]),
         (policy("until", stage="head"), [("freeze.stage", "freeze.stage=layer4 trains the head alone")]),
         (
-            policy("surgical", stages=["layr4", "foo", "stem"]),
+            policy("surgical", stages=["layr4", "foo", "stem"], head=True),
             [("freeze.stages", "did you mean layer4"), ("freeze.stages", "the stages are stem,")],
         ),
         (policy("gradual", every=1, down_to="layer4.7"), [("freeze.down_to", "did you mean layer4")]),
@@ -334,7 +340,7 @@ def test_every_name_of_a_layout_can_be_trained_alone(net):
     """The names are the chain's own: each is a piece of it after the split, and the pieces share out all parameters."""
     for name in [name for stage, blocks in grafted(net).layout.items() for name in dict.fromkeys((stage, *blocks))]:
         chain = grafted(net)
-        made = policy("surgical", stages=[name])
+        made = policy("surgical", stages=[name], head=True)
         for cut in made.cuts(chain.layout):
             chain.split(cut)
         [phase] = made.drawn(chain.layout, 1)
@@ -429,7 +435,7 @@ def test_schedules(steps, warmup):
 def test_heads_and_losses():
     torch.manual_seed(0)
     x = torch.randn(5, 7)
-    for spec in (heads.Linear(name="linear", dropout=0.5), heads.MLPHead(name="mlp", dropout=0.5, width=4)):
+    for spec in (heads.Linear(name="linear", dropout=0.5, kept=False), heads.MLPHead(name="mlp", dropout=0.5, width=4, kept=False)):
         assert spec.build(7, ["a", "b", "c"]).eval()(x).shape == (5, 3)
     logits, truth = torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1])
     plain = losses.CrossEntropy(name="cross_entropy", label_smoothing=0, class_weights=None)(logits, truth)

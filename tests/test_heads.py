@@ -69,17 +69,17 @@ print(sorted({"torch", "timm", "torchvision"} & set(sys.modules)))
 def test_linear_and_mlp_are_written_out() -> None:
     torch.manual_seed(0)
     x = torch.randn(5, 7)
-    linear = Linear(name="linear", dropout=0.5).build(7, THREE).eval()
+    linear = Linear(name="linear", dropout=0.5, kept=False).build(7, THREE).eval()
     weight, bias = (tensor for tensor in linear.state_dict().values())
     assert torch.allclose(linear(x), x @ weight.T + bias, atol=1e-6)
-    mlp = MLPHead(name="mlp", dropout=0.5, width=4).build(7, THREE).eval()
+    mlp = MLPHead(name="mlp", dropout=0.5, width=4, kept=False).build(7, THREE).eval()
     first, shift, second, other = mlp.state_dict().values()
     assert torch.allclose(mlp(x), (x @ first.T + shift).clamp(min=0) @ second.T + other, atol=1e-6)
 
 
 @pytest.mark.parametrize("learn", [True, False])
 def test_cosine_is_torch_s_times_the_scale(learn: bool) -> None:
-    head = CosineHead(name="cosine", dropout=0.0, scale=8.0, learn_scale=learn).build(7, THREE)
+    head = CosineHead(name="cosine", kept=False, dropout=0.0, scale=8.0, learn_scale=learn).build(7, THREE)
     x = torch.randn(5, 7)
     expected = 8 * nn.functional.cosine_similarity(x[:, None], head[1].weight[None], dim=-1)
     assert torch.allclose(head(x), expected, atol=1e-5)
