@@ -8,7 +8,7 @@ import pytest
 from runs import run
 
 from regraft.errors import UserError
-from regraft.report import rows
+from regraft.report import exports, robust, rows
 from regraft.report.statistics import over_seeds, wilson
 
 SAYS = {"a1": "a", "a2": "a", "b1": "b", "b2": "a"}
@@ -137,3 +137,22 @@ def test_a_folder_without_runs_is_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=name):
         rows.read([tmp_path / name])
+
+
+def test_the_strengths_of_a_corruption_are_one_shift_and_other_folders_are_their_own(tmp_path):
+    for depth in (1, 2):
+        metrics = {"val/accuracy": 0.5, "test/accuracy": 0.9, "noise-1/accuracy": 0.8, "noise-3/accuracy": 0.2 * depth, "noise-1/loss": 1.0}
+        metrics |= {"blur-2/accuracy": 0.5, "cats-3/accuracy": 0.1}
+        run(tmp_path / str(depth), SAYS, {"model": {"name": "mlp", "depth": depth}}, metrics=metrics, overrides=[f"model.depth={depth}"])
+    [board] = rows.boards(rows.read([tmp_path]))
+    assert board.strengths == ("noise-1", "noise-3", "blur-2", "cats-3")
+    assert board.shifts == ("noise", "blur-2", "cats-3")
+    assert {row.values["model.depth"]: board.of("noise", row).value for row in board.rows} == pytest.approx({1: 0.5, 2: 0.6})
+    assert board.of("jpeg", board.rows[0]) is None
+    chart = robust.chart(board)
+    drawn = {(point["split"], point["kind"]) for point in chart.spec["data"]["values"]}
+    assert drawn == {("test", "test"), ("noise-1", "noise"), ("noise-3", "noise"), ("blur-2", "blur"), ("cats-3", "cats-3")}
+    exports.markdown([board], tmp_path / "table.md")
+    assert "| noise | blur-2 | cats-3 |" in (tmp_path / "table.md").read_text()
+    exports.latex([board], tmp_path / "table.tex")
+    assert r"\begin{tabular}{lrrrrrrr}" in (tmp_path / "table.tex").read_text()

@@ -61,7 +61,7 @@ def axes(board: Board) -> Iterator[Chart]:
         ordered = sorted(of, key=lambda value: order[value])
         means = [{"value": value, "mean": sum(of[value]) / len(of[value]), "rows": len(of[value])} for value in ordered]
         points = [
-            {"value": words.value(row.values[axis]), "row": row.name, "rest": _rest(row, others), **_bounds(estimate)}
+            {"value": words.value(row.values[axis]), "row": row.name, "rest": _rest(row, others), **bounds(estimate)}
             for row, estimate in _spread(known)
             if axis in row.values
         ]
@@ -88,7 +88,7 @@ def axes(board: Board) -> Iterator[Chart]:
             },
         ]
         told = f"Each point is a row, with its 95% interval; the dashed line joins the means over all rows of a value.{_drawn(len(known))}"
-        yield Chart(f"axis-{axis}", f"{_split(board)} over {axis}", told, _spec(points, layer=layers))
+        yield Chart(f"axis-{axis}", f"{_split(board)} over {axis}", told, spec_of(points, layer=layers))
 
 
 def parallel(board: Board) -> Chart | None:
@@ -141,14 +141,14 @@ def parallel(board: Board) -> Chart | None:
         "parallel",
         "Parallel coordinates",
         f"Each line is a row, through its value of each axis; colour: {_split(board)}.{_drawn(len(board.rows))}",
-        _spec(points, layer=layers),
+        spec_of(points, layer=layers),
     )
 
 
 def cost(board: Board) -> Chart | None:
     """Seconds of a run against the metric, with the front of rows that nothing faster beats; None: fewer than two rows have both."""
     points = [
-        {"row": row.name, "seconds": seconds, **_bounds(estimate)}
+        {"row": row.name, "seconds": seconds, **bounds(estimate)}
         for row in board.rows
         if (estimate := _best_known(board, row)) is not None and (seconds := row.mean("seconds")) and seconds > 0
     ]
@@ -175,7 +175,7 @@ def cost(board: Board) -> Chart | None:
         {"mark": {"type": "point", "filled": True, "size": 55}, "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip}},
     ]
     told = "Dashed: the Pareto front, of rows that no faster one equals. A group's seconds are shared out among its runs."
-    return Chart("cost", f"Cost against {board.metric}", told, _spec(points, layer=layers))
+    return Chart("cost", f"Cost against {board.metric}", told, spec_of(points, layer=layers))
 
 
 def front(points: Sequence[dict[str, Any]], lower: bool) -> list[dict[str, Any]]:
@@ -219,9 +219,9 @@ def curves(board: Board) -> Iterator[Chart]:
             "scale": {"range": list(COLOURS)},
             "title": None,
             "sort": list(read),
-            "legend": _legend(1),
+            "legend": legend(1),
         }
-        dash = {"field": "split", "type": "nominal", "sort": ["val", "train"], "title": None, "legend": _legend(2)}
+        dash = {"field": "split", "type": "nominal", "sort": ["val", "train"], "title": None, "legend": legend(2)}
         layers: list[Spec] = [
             {
                 "mark": {"type": "area", "opacity": 0.15},
@@ -239,7 +239,7 @@ def curves(board: Board) -> Iterator[Chart]:
             },
         ]
         told = f"{words.count(len(read), 'row')}, {which}: the mean over a row's runs, and the span from the lowest to the highest of them."
-        yield Chart(f"curves-{name}", f"{name} over epochs", told, _spec(points, layer=layers))
+        yield Chart(f"curves-{name}", f"{name} over epochs", told, spec_of(points, layer=layers))
 
 
 def _curves(path: Any) -> dict[str, dict[int, float]]:
@@ -283,7 +283,7 @@ def confusion(found: Answers) -> Chart | None:
         letters = {"condition": {"test": "datum.part > 0.5", "value": "black"}, "value": "white"}
         layers.append({"mark": {"type": "text", "fontSize": 9}, "encoding": {"x": x, "y": y, "text": {"field": "n"}, "color": letters}})
     told = "Each line is a true class: how often it was taken for each, over all runs of the row."
-    return Chart("confusion", "Confusion", told, _spec(points, layer=layers, height=max(HEIGHT, 18 * len(names))))
+    return Chart("confusion", "Confusion", told, spec_of(points, layer=layers, height=max(HEIGHT, 18 * len(names))))
 
 
 def reliability(found: Answers) -> Chart | None:
@@ -311,7 +311,7 @@ def reliability(found: Answers) -> Chart | None:
         },
     ]
     told = f"Points below the dashed line: surer than right. Expected calibration error {error:.3f}, in {BINS} equal bins."
-    return Chart("reliability", "Calibration", told, _spec(points, layer=layers))
+    return Chart("reliability", "Calibration", told, spec_of(points, layer=layers))
 
 
 def classes(found: Answers) -> Chart | None:
@@ -328,7 +328,7 @@ def classes(found: Answers) -> Chart | None:
         {"mark": {"type": "point", "filled": True, "size": 45}, "encoding": {"y": y, "x": x, "tooltip": tooltip}},
     ]
     told = "With the 95% interval (Wilson) over each class's answers; the hardest classes first."
-    return Chart("classes", "Each class", told, _spec(points, layer=layers, height=max(120, 16 * len(rows))))
+    return Chart("classes", "Each class", told, spec_of(points, layer=layers, height=max(120, 16 * len(rows))))
 
 
 # How figures look
@@ -340,7 +340,7 @@ def written(spec: Spec) -> Spec:
     return {**spec, "width": WIDTH, "height": spec.get("height", HEIGHT), "config": look}
 
 
-def _spec(points: Sequence[Mapping[str, Any]], **rest: Any) -> Spec:
+def spec_of(points: Sequence[Mapping[str, Any]], **rest: Any) -> Spec:
     kept = [{key: value for key, value in point.items() if value is not None} for point in points]
     return {
         "data": {"values": kept},
@@ -359,11 +359,11 @@ def _drawn(rows: int) -> str:
     return f" {DRAWN} of {rows:,} rows are drawn, evenly over the table." if rows > DRAWN else ""
 
 
-def _legend(columns: int) -> Spec:
+def legend(columns: int) -> Spec:
     return {"orient": "bottom", "columns": columns, "labelLimit": 560, "symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 2}
 
 
-def _bounds(estimate: Estimate) -> dict[str, Any]:
+def bounds(estimate: Estimate) -> dict[str, Any]:
     return {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
 
 

@@ -83,7 +83,7 @@ def markdown(boards: Sequence[Board], path: Path) -> None:
 def _markdown(board: Board) -> Iterator[str]:
     yield f"## {_escaped(board.name)}\n"
     yield _verdict(board) + "\n"
-    head, right = [*board.axes, "runs", f"val {board.metric}", f"test {board.metric}", "95%"], len(board.axes)
+    head, right = [*board.axes, "runs", f"val {board.metric}", f"test {board.metric}", "95%", *board.shifts], len(board.axes)
     yield f"| {' | '.join(map(_escaped, head))} |"
     yield f"|{'|'.join('---' if place < right else '---:' for place in range(len(head)))}|"
     for row in board.rows:
@@ -99,11 +99,11 @@ def latex(boards: Sequence[Board], path: Path) -> None:
 
 
 def _latex(board: Board) -> Iterator[str]:
-    head = [*board.axes, "runs", f"val {board.metric}", f"test {board.metric}", r"95\%"]
+    head = [*board.axes, "runs", f"val {board.metric}", f"test {board.metric}", "95%", *board.shifts]
     yield f"% {words.plain(board.name)}. {_verdict(board)} 95%: {', '.join(bases(board)) or 'none'}."
-    yield rf"\begin{{tabular}}{{{'l' * len(board.axes)}rrrr}}"
+    yield rf"\begin{{tabular}}{{{'l' * len(board.axes)}{'r' * (4 + len(board.shifts))}}}"
     yield r"\toprule"
-    yield " & ".join([*map(tex, head[:-1]), head[-1]]) + r" \\"
+    yield " & ".join(map(tex, head)) + r" \\"
     yield r"\midrule"
     for row in board.rows:
         cells = [tex(cell) for cell in _cells(board, row)]
@@ -132,7 +132,7 @@ def _cells(board: Board, row: Row) -> list[str]:
     values = [words.value(row.values[axis]) if axis in row.values else words.DASH for axis in board.axes]
     runs = str(len(row.done)) if row.complete else f"{len(row.done)} of {len(row.runs)}"
     val, test = board.of("val", row), board.of("test", row)
-    return [*values, runs, figure(val), figure(test), interval(test)]
+    return [*values, runs, figure(val), figure(test), interval(test), *(figure(board.of(shift, row)) for shift in board.shifts)]
 
 
 def figure(estimate: Estimate | None) -> str:

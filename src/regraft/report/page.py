@@ -21,14 +21,14 @@ import jinja2
 from markupsafe import Markup
 
 from regraft import files
-from regraft.report import answered, charts, exports, words
+from regraft.report import answered, charts, exports, robust, words
 from regraft.report.answered import Answers
 from regraft.report.rows import Board, Row, Run
 
 HARD = 24  # pictures that are shown
 RECORDS = 3  # records that are shown whole: of the best rows
 COMMANDS = 50
-SHIFTS = 3  # columns of shifts that are shown before they are asked for
+SHIFTS = 4  # columns of shifts that are shown before they are asked for
 ACROSS = (
     "The interquartile mean of all runs' figures on test, of rows that every data set has; its 95% interval draws seeds anew within each"
     " data set (Agarwal et al. 2021). It is no ranking on any one of them."
@@ -55,7 +55,7 @@ class Part:
 def _charts(board: Board) -> Iterator[charts.Chart]:
     yield from charts.axes(board)
     best = Answers.read(board.best) if board.best else Answers(())
-    for found in (charts.parallel(board), charts.cost(board), *charts.curves(board)):
+    for found in (robust.chart(board), charts.parallel(board), charts.cost(board), *charts.curves(board)):
         if found:
             yield found
     for drawn in (charts.confusion(best), charts.reliability(best), charts.classes(best)) if best.runs else ():
@@ -244,8 +244,9 @@ def _rows(part: Part, beside: Path) -> dict[str, Any]:
     board = part.board
     adjusted = {each.row: each.adjusted for each in part.versus}
     measured = {name for row in board.rows for run in row.done[:1] for name in words.at(run.record, "metrics") or {}}
-    shifts = sorted(name for name in measured if name.split("/")[0] not in ("train", "val", "test") and name.endswith(f"/{board.metric}"))
-    others = sorted(name for name in measured if name.startswith("test/") and name != f"test/{board.metric}")
+    shifts = [f"{shift}/{board.metric}" for shift in board.shifts]
+    strengths = [f"{split}/{board.metric}" for split in board.strengths if split not in board.shifts]
+    others = [*strengths, *sorted(name for name in measured if name.startswith("test/") and name != f"test/{board.metric}")]
     more = [*shifts, *others]
     hidden = [key for key in dict.fromkeys(key for row in board.rows for key in row.values) if key not in board.axes]
     columns = [

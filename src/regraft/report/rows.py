@@ -7,11 +7,12 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from regraft.datasets import corruptions
 from regraft.errors import Problem, UserError
 from regraft.record import RECORD, RunFolder
 from regraft.report import words
@@ -61,9 +62,10 @@ class Run:
         return cls(folder.path, config, {key: record[key] for key in TOLD if key in record}, status, trouble)
 
     def metric(self, name: str) -> float | None:
-        """`test/accuracy`; None: it was not measured, or the run is not done."""
-        value: Any = (words.at(self.record, "metrics") or {}).get(name)
-        return float(value) if self.status == "done" and words.known(value) else None
+        """`test/accuracy`; `noise/accuracy`: the mean over the strengths of noise; None: it was not measured, or the run is not done."""
+        metrics: Mapping[str, Any] = words.at(self.record, "metrics") or {}
+        values = [metrics[name]] if name in metrics else [metrics[each] for each in metrics if gathered(each) == name != each]
+        return fmean(values) if values and self.status == "done" and all(map(words.known, values)) else None
 
     @property
     def seconds(self) -> float | None:
@@ -152,6 +154,21 @@ class Board:
         """Whether less is better."""
         return self.metric in LOWER
 
+    @cached_property
+    def strengths(self) -> tuple[str, ...]:
+        """The shifts that test was measured under, each strength by itself: noise-3."""
+        names = {name: None for row in self.rows for run in row.done[:1] for name in words.at(run.record, "metrics") or {}}
+        splits = [split for name in names for split, _, metric in [name.partition("/")] if metric == self.metric]
+        return tuple(split for split in splits if split not in ("train", "val", "test"))
+
+    @cached_property
+    def shifts(self) -> tuple[str, ...]:
+        """The same, where the strengths of one corruption are one: noise."""
+        found: dict[str, list[str]] = {}
+        for split in self.strengths:
+            found.setdefault(gathered(f"{split}/{self.metric}").partition("/")[0], []).append(split)
+        return tuple(kind if len(splits) > 1 else splits[0] for kind, splits in found.items())
+
     def of(self, split: str, row: Row) -> Estimate | None:
         return row.estimate(f"{split}/{self.metric}")
 
@@ -189,6 +206,14 @@ def read(folders: Iterable[str | os.PathLike[str]]) -> list[Run]:
             raise UserError(Problem("DIR", str(folder), f"holds no run folder (no {RECORD} in it or below)"))
         found |= dict.fromkeys(inside)
     return [Run.read(RunFolder(path)) for path in found]
+
+
+@cache
+def gathered(name: str) -> str:
+    """`noise/accuracy` of `noise-3/accuracy`; any other metric is itself."""
+    split, _, metric = name.partition("/")
+    kind, _, strength = split.rpartition("-")
+    return f"{kind}/{metric}" if kind and corruptions.parsed(f"{kind}:{strength}") else name
 
 
 def _inside(path: Path, deep: int) -> Iterator[Path]:
