@@ -126,9 +126,11 @@ def read(word: str) -> Paper:
     return paper
 
 
-def placed(step: Step, folders: Mapping[str, Path]) -> list[str]:
-    """A step's overrides with the run folders of earlier steps in their places."""
-    return [PLACE.sub(lambda match: str(folders.get(match[1], match[0])), override) for override in step.overrides]
+def placed(step: Step, folders: Mapping[str, Path], changes: Sequence[str]) -> list[str]:
+    """A step's overrides with the run folders of earlier steps in their places, and changed ones in place of its own."""
+    changed = {change.partition("=")[0] for change in changes}
+    own = [override for override in step.overrides if override.partition("=")[0] not in changed]
+    return [*(PLACE.sub(lambda match: str(folders.get(match[1], match[0])), override) for override in own), *changes]
 
 
 def _misplaced(steps: Sequence[Step]) -> Iterator[Problem]:

@@ -33,7 +33,7 @@ def shown(name: str, full: bool, changes: Sequence[str]) -> str:
     paper = papers.read(name)
     lines = [paper.title, paper.cite, "", f"claim: {paper.claim}", f"budget: {paper.budget}", f"differs: {paper.differs}"]
     lines += [f"needs: {paper.needs}"] if paper.needs else []
-    lines += ["", *(shlex.join(["regraft", "train", "-m", *step.overrides, *changes]) for step in _steps(paper, name, full))]
+    lines += ["", *(shlex.join(["regraft", "train", "-m", *papers.placed(step, {}, changes)]) for step in _steps(paper, name, full))]
     lines += ["", *(f"- {claim.says}" for claim in paper.statements())]
     return "\n".join(lines)
 
@@ -84,8 +84,7 @@ def _run(steps: Sequence[Step], at: Path, changes: Sequence[str], told: str, say
     whole = True
     for step in steps:
         composer = config.Composer()
-        where = [f"hydra.sweep.dir={_quoted(at / step.name)}", "hydra.sweep.subdir='${run_id}'", "hydra.mode=MULTIRUN"]
-        jobs = composer.jobs([*papers.placed(step, found), *changes, *where], True)
+        jobs = composer.jobs([*papers.placed(step, found, changes), f"hydra.sweep.dir={_quoted(at / step.name)}"], True)
         planned = sweep.plan(jobs, skipped=composer.skipped)
         say(f"{step.name}: {words.count(len(planned), 'run')}")
         done = dispatch.run(planned, told, say)
@@ -101,7 +100,9 @@ def _run(steps: Sequence[Step], at: Path, changes: Sequence[str], told: str, say
 
 
 def _quoted(path: Path) -> str:
-    return "'" + re.sub(r"(['\\])", r"\\\1", str(path)) + "'"
+    """As Hydra's grammar has it; seen from here, so that a record names no machine."""
+    shown = words.shorter(path)
+    return shown if re.fullmatch(r"[\w./-]+", shown) else "'" + re.sub(r"(['\\])", r"\\\1", shown) + "'"
 
 
 def _axes(paper: Paper, at: Path) -> list[str]:
@@ -111,13 +112,13 @@ def _axes(paper: Paper, at: Path) -> list[str]:
 
 
 def _records(out: Path, folders: Sequence[RunFolder]) -> None:
-    """Each run's config and record, from which `regraft reproduce` runs it again."""
+    """Each run's config and record, from which `regraft reproduce` runs it again; the runs of this paper that it names are named as seen
+    from here, as they would be on another machine."""
     shutil.rmtree(out / RECORDS, ignore_errors=True)
     for folder in folders:
-        into = out / RECORDS / folder.path.name
-        into.mkdir(parents=True, exist_ok=True)
         for file in (CONFIG, RECORD):
-            shutil.copyfile(folder / file, into / file)
+            text = (folder / file).read_text("utf-8").replace(str(out), words.shorter(out))
+            files.write_text(out / RECORDS / folder.path.name / file, text)
 
 
 def _page(paper: Paper, told: str, verdicts: Sequence[Verdict], out: Path, folders: Sequence[RunFolder]) -> Iterator[str]:
@@ -138,12 +139,12 @@ def _page(paper: Paper, told: str, verdicts: Sequence[Verdict], out: Path, folde
             yield f"| {figure.what} | {figure.value} | {figure.source} |"
         yield ""
     yield (out / reporting.MARKDOWN).read_text("utf-8").replace("\n## ", "\n### ").replace("## ", "## Table: ", 1)
-    drawn = sorted((out / reporting.FIGURES).glob("*.png"))
-    named = [path for path in drawn if paper.figure and path.stem.endswith(re.sub(r"[^\w.-]", "_", paper.figure))]
-    if named or drawn:
+    drawn = [path.stem for path in sorted((out / reporting.FIGURES).glob("*.png")) if re.match(r"(\d+-)?(axis-|shifts)", path.stem)]
+    first = [name for name in drawn if paper.figure and name.endswith(re.sub(r"[^\w.-]", "_", paper.figure))]
+    if drawn:
         yield "## Figures\n"
-    for path in [*named, *(path for path in drawn if path not in named)]:
-        yield f"![{path.stem}]({reporting.FIGURES}/{path.name})\n"
+    for name in dict.fromkeys([*first, *drawn]):
+        yield f"![{name}]({reporting.FIGURES}/{name}.png)\n"
 
 
 def _seconds(folders: Sequence[RunFolder]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciici
 
 
 def results(runs: Sequence[Run], path: Path) -> None:
-    """results.csv: each run with its state, the keys that differ between runs, all its metrics, and the command that made it."""
+    """results.csv: each run with its folder as seen from the file's, its state, the keys that differ between runs, all its metrics, and the
+    command that made it."""
     metrics = sorted({name for run in runs for name in words.at(run.record, "metrics") or {}})
     keys = [
         "seed",
@@ -45,7 +47,7 @@ def results(runs: Sequence[Run], path: Path) -> None:
         for run in runs:
             values = {
                 "run_id": run.record.get("run_id"),
-                "folder": str(run.path),
+                "folder": Path(os.path.relpath(run.path, path.parent)).as_posix(),
                 "status": run.status,
                 "dataset": words.at(run.record, "data.name"),
                 "metric": run.record.get("metric"),
