@@ -230,7 +230,7 @@ def test_a_group_whose_member_another_process_runs_does_not_start(stage, tmp_pat
 
 
 CONTROLLER = """
-import multiprocessing, sys
+import multiprocessing, signal, sys
 from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
@@ -238,6 +238,7 @@ import test_warm
 from regraft.launchers import workers
 from regraft.record import RunFolder
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who begins tests in the background may have it ignored
 with open("begun", "a") as file:  # no guard: whoever imports this program runs it
     file.write("once\\n")
 multiprocessing.get_context("forkserver").set_forkserver_preload(["regraft.worker"])  # not the frameworks, for speed
@@ -283,8 +284,12 @@ def test_a_word_to_stop_that_comes_while_a_worker_starts_reaches_it(stage, tmp_p
 
     monkeypatch.setattr(workers, "start", interrupted)
     monkeypatch.setattr(workers, "PATIENCE", 2)
-    with pytest.raises(KeyboardInterrupt):
-        workers.run([folder], 1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            workers.run([folder], 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     until(lambda: gone(told(folder)["pid"]), 20)
     assert (folder / "terminated").exists()
     assert folder.record["status"] == "running"
