@@ -441,10 +441,11 @@ def test_a_point_of_a_grid_does_not_see_another() -> None:
     assert [(each.settings.data.batch_size, each.settings.data.fit) for each in found] == [(8, "crop"), (32, "pad")]
 
 
-def test_a_config_of_an_earlier_version_is_read_as_what_it_was() -> None:
+@pytest.mark.parametrize("typed", ["", "'freeze=surgical' 'freeze.stages=[blocks.1]'"])
+def test_a_config_of_an_earlier_version_is_read_as_what_it_was(typed: str) -> None:
     from regraft.settings import LATER, settings
 
-    now = job().config
+    now = job(typed).config
     before = {
         section: {k: v for k, v in values.items() if k not in LATER.get(section, ())} if isinstance(values, dict) else values
         for section, values in now.items()

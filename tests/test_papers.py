@@ -92,9 +92,21 @@ def test_the_correction_is_over_all_claims_of_a_paper(tmp_path):
 def test_several_rows_in_order_rise(tmp_path):
     depths = [{"model.depth": depth} for depth in (1, 2, 3)]
     rising, falling = judged(rowed(tmp_path, {1: 0.5, 2: 0.6, 3: 0.7}), claim(rising=depths), claim(rising=depths[::-1]))
-    assert (rising.word, rising.test) == (SUPPORTED, "Page's trend test")
+    assert (rising.word, rising.test) == (SUPPORTED, "permutation of rows")
     assert falling.word == REFUTED
     assert rising.difference.value == pytest.approx(0.2, abs=0.03)
+
+
+def test_what_rises_and_falls_again_does_not_rise(tmp_path):
+    [verdict] = judged(rowed(tmp_path, {1: 0.5, 2: 0.9, 3: 0.7}), claim(rising=[{"model.depth": depth} for depth in (1, 2, 3)]))
+    assert (verdict.word, verdict.reason) == (REFUTED, "model.depth=3 lies below model.depth=2")
+
+
+def test_one_run_of_a_row_supports_nothing(tmp_path):
+    [verdict] = judged(rowed(tmp_path, {1: 0.5, 2: 0.8}, seeds=1), claim(better={"model.depth": 2}, than={"model.depth": 1}))
+    assert verdict.word == OPEN
+    assert verdict.difference.low > 0
+    assert "one run" in verdict.told
 
 
 @pytest.mark.parametrize(
@@ -109,11 +121,11 @@ def test_a_figure_lies_near_another(tmp_path, value, within, word):
 
 def test_under_a_shift_its_own_answers_decide(tmp_path):
     boards = rowed(tmp_path, {1: 0.5, 2: 0.8}, shift="noise-3")
-    [verdict] = judged(boards, claim(on=["noise-3/accuracy"], better={"model.depth": 2}, than={"model.depth": 1}))
+    [verdict] = judged(boards, claim(metrics=["noise-3/accuracy"], better={"model.depth": 2}, than={"model.depth": 1}))
     assert (verdict.word, verdict.pictures) == (SUPPORTED, 200)
-    [both] = judged(boards, claim(on=["noise-3/accuracy", "test/accuracy"], better={"model.depth": 2}, than={"model.depth": 1}))
+    [both] = judged(boards, claim(metrics=["noise-3/accuracy", "test/accuracy"], better={"model.depth": 2}, than={"model.depth": 1}))
     assert both.difference.value == pytest.approx(verdict.difference.value)
-    [missing] = judged(boards, claim(on=["blur-1/accuracy"], better={"model.depth": 2}, than={"model.depth": 1}))
+    [missing] = judged(boards, claim(metrics=["blur-1/accuracy"], better={"model.depth": 2}, than={"model.depth": 1}))
     assert (missing.word, missing.why) == (OPEN, "no run with model.depth=2 has blur-1/accuracy")
 
 
@@ -129,7 +141,7 @@ def test_a_metric_of_no_single_picture_is_compared_over_seeds(tmp_path):
                 metric="f1",
             )
     boards = rows.boards(rows.read([tmp_path]))
-    [verdict] = judged(boards, claim(on=["test/f1"], better={"model.depth": 2}, than={"model.depth": 1}))
+    [verdict] = judged(boards, claim(metrics=["test/f1"], better={"model.depth": 2}, than={"model.depth": 1}))
     assert (verdict.word, verdict.test, verdict.pictures) == (SUPPORTED, "Welch's t over seeds", 0)
 
 
@@ -138,6 +150,36 @@ def test_where_several_rows_fit_val_chooses(tmp_path):
     [verdict] = judged(boards, claim(better={"model": "mlp"}, than={"model.depth": 1}))
     assert verdict.sides[0].name == "model=mlp (of 3 by val: model.depth=3)"
     assert verdict.word == SUPPORTED
+    [itself] = judged(boards, claim(better={"model.depth": 3}, than={"model": "mlp"}))
+    assert (itself.word, itself.told) == (OPEN, "model.depth=3 is compared with itself: name more keys")
+
+
+def test_a_row_that_lacks_runs_is_not_chosen_where_another_is_whole(tmp_path):
+    rowed(tmp_path, {1: 0.5, 2: 0.6, 3: 0.9})
+    run(tmp_path / "3-3", {}, {"model": {"name": "mlp", "depth": 3}, "seed": 3}, status="failed", error={"kind": "Oops", "message": "Oops"})
+    [verdict] = judged(rows.boards(rows.read([tmp_path])), claim(better={"model": "mlp"}, than={"model.depth": 1}))
+    assert verdict.sides[0].name == "model=mlp (of 3 by val: model.depth=2)"
+
+
+@pytest.mark.parametrize(("metric", "word"), [("loss", REFUTED), ("f1", SUPPORTED)])
+def test_of_a_loss_less_is_better(tmp_path, metric, word):
+    for depth in (1, 2):
+        for seed in range(4):
+            metrics = {f"val/{metric}": 0.1, f"test/{metric}": 0.2 * depth + seed / 100}
+            config = {"model": {"name": "mlp", "depth": depth}, "seed": seed}
+            run(tmp_path / f"{depth}-{seed}", {"a": "a"}, config, metrics=metrics, metric=metric)
+    boards = rows.boards(rows.read([tmp_path]))
+    [verdict] = judged(boards, claim(metrics=[f"test/{metric}"], better={"model.depth": 2}, than={"model.depth": 1}))
+    assert verdict.word == word
+
+
+def test_equal_figures_of_all_seeds_are_no_evidence(tmp_path):
+    for depth in (1, 2):
+        for seed in range(3):
+            config = {"model": {"name": "mlp", "depth": depth}, "seed": seed}
+            run(tmp_path / f"{depth}-{seed}", {"a": "a"}, config, metrics={"test/f1": 0.5 + depth / 1000}, metric="f1")
+    [verdict] = judged(rows.boards(rows.read([tmp_path])), claim(metrics=["test/f1"], better={"model.depth": 2}, than={"model.depth": 1}))
+    assert verdict.word == OPEN
 
 
 def test_a_row_that_is_not_there_or_has_failed_is_told(tmp_path):
@@ -168,7 +210,7 @@ def test_every_paper_composes_and_its_claims_speak_of_its_runs(name, tmp_path, m
     (tmp_path / "ilsvrc" / "val" / "n01440764").mkdir(parents=True)
     (tmp_path / "cifar").mkdir()
     paper = papers.read(name)
-    assert paper.statements()
+    assert paper.statements(False)
     for full in (False, True):
         found = []
         for step in paper.steps(full):
@@ -178,8 +220,8 @@ def test_every_paper_composes_and_its_claims_speak_of_its_runs(name, tmp_path, m
             monkeypatch.chdir(tmp_path)
             found += [dict(rows.flat(job.config)) for job in Composer().jobs([*overrides, "hydra.mode=MULTIRUN"], True)]
         assert bool(found) == bool(paper.full if full else paper.runs)
-        if full == (not paper.runs):
-            for statement in paper.statements():
+        if found:
+            for statement in paper.statements(full):
                 for given in statement.rows:
                     asked = {**statement.where, **given}
                     assert any(all(config.get(key) == value for key, value in asked.items()) for config in found), asked
@@ -217,6 +259,10 @@ def test_a_paper_without_its_data_says_what_it_needs(capsys, tmp_path, monkeypat
         ({"runs": [{"name": "a", "overrides": ["model.weights={b}"]}]}, "no earlier step"),
         ({"runs": ["a"]}, "runs = [a]"),
         ({"claims": []}, "claims"),
+        ({"runs": [{"name": "../x", "overrides": ["seed=0"]}]}, "runs[0].name"),
+        ({"claims": [{"says": "x", "better": {"a": 1}, "than": {"a": 2}, "metrics": ["accuracy"]}]}, "SPLIT/METRIC"),
+        ({"claims": [{"says": "x", "better": {"a": 1}, "than": {"a": 2}, "metrics": ["test/f1", "noise/accuracy"]}]}, "one metric"),
+        ({1: "x"}, "keys and values"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -229,9 +275,10 @@ def test_a_mistake_in_a_paper_names_its_place(tmp_path, changes, words):
     assert "own.yaml" in str(caught.value)
 
 
-def test_what_is_no_yaml_is_told(tmp_path):
+@pytest.mark.parametrize("held", [b"title: [", "title: é".encode("latin-1"), b"title: 2020-13-45", b"[" * 5000], ids=range(4))
+def test_what_is_no_yaml_is_told(tmp_path, held):
     path = tmp_path / "own.yaml"
-    path.write_text("title: [")
+    path.write_bytes(held)
     with pytest.raises(UserError, match="can't be read as YAML"):
         papers.read(str(path))
 
@@ -245,7 +292,7 @@ def test_a_paper_of_ones_own_is_run_judged_and_reproduced(tmp_path, monkeypatch,
         "axes": ["head.kept", "optimizer.lr"],
         "runs": [
             {"name": "learnt", "overrides": [*small, "freeze=none", "trainer.max_epochs=2", "optimizer.lr=0.01"]},
-            {"name": "noisy", "overrides": [*again, "head.kept=true,false", "optimizer.lr=0.0001"]},
+            {"name": "noisy", "overrides": [*again, "head.kept=true,false", "optimizer.lr=0.0001", "seed=0,1"]},
         ],
         "claims": [
             {
@@ -272,9 +319,14 @@ def test_a_paper_of_ones_own_is_run_judged_and_reproduced(tmp_path, monkeypatch,
     assert all((out / name).is_file() for name in ("index.html", "results.csv", "table.md", "table.tex"))
     assert list((out / "figures").glob("*.png"))
     records = sorted((out / "records").iterdir())
-    assert [sorted(path.name for path in each.iterdir()) for each in records] == [["config.yaml", "record.json"]] * 3
-    assert main(["paper", "own.yaml"]) == 0
-    assert "is done already" in capsys.readouterr().out
+    assert [sorted(path.name for path in each.iterdir()) for each in records] == [["config.yaml", "record.json"]] * 5
     shutil.copytree(records[0], tmp_path / "alone")
+    (out / "figures" / "old.png").touch()
+    assert main(["paper", "own.yaml", "optimizer.lr=0.01", "trainer.max_epochs=2"]) == 0
+    assert "5 runs" in (out / "paper.md").read_text(), "only those of this command"
+    assert main(["paper", "own.yaml", "head.kept=true,false", "trainer.max_epochs=2,3"]) == 2
+    assert "later steps go on from its one run" in capsys.readouterr().err
+    assert main(["paper", "own.yaml", "--output", str(tmp_path)]) == 2
+    assert "holds something else" in capsys.readouterr().err
     assert main(["reproduce", str(tmp_path / "alone")]) == 0
     assert "identical" in capsys.readouterr().out

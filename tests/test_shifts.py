@@ -216,3 +216,12 @@ def test_a_folder_that_is_called_like_a_corruption_is_not_taken_for_it(tmp_path,
     (tmp_path / "noise").mkdir()
     monkeypatch.chdir(tmp_path)
     assert altered("dataset.shift=[noise:2]").shifts == altered("dataset.shift=[noise]").shifts[1:2] == ("noise-2",)
+
+
+def test_a_preview_shows_what_training_would_see(tmp_path):
+    sheets = [tmp_path / f"{number}.png" for number in range(2)]
+    for sheet, override in zip(sheets, ("dataset.corruption=null", "dataset.corruption=contrast:5"), strict=True):
+        assert main(["preview", *TINY, override, "--output", str(sheet), "--pictures", "2", "--draws", "1"]) == 0
+    plain, worse = (np.asarray(Image.open(sheet).convert("L"), dtype=float) for sheet in sheets)
+    assert plain.shape == worse.shape
+    assert np.abs(plain - worse).max() > 50

@@ -155,7 +155,7 @@ def _preview(options: argparse.Namespace) -> int:
     from regraft import config, preview
 
     job = config.Composer(options.config_name, options.config_dir).one(options.overrides)
-    source = job.settings.dataset.open(job.settings.cache.folder())
+    source = job.settings.dataset.opened(job.settings.cache.folder())
     path = Path(options.output).expanduser().absolute()
     preview.write(job.settings, source, path, options.pictures, options.draws)
     print(_shown(path))
@@ -168,7 +168,7 @@ def _find_lr(options: argparse.Namespace) -> int:
     if options.steps < 10:
         raise UserError(Problem("--steps", options.steps, "at least 10 are needed"))
     job = config.Composer(options.config_name, options.config_dir).one(options.overrides)
-    source = job.settings.dataset.open(job.settings.cache.folder())
+    source = job.settings.dataset.opened(job.settings.cache.folder())
     path = Path(options.output).expanduser().absolute()
     found = range_test.run(job.settings, source, path, options.steps, print)
     if found.suggestion is None:

@@ -11,16 +11,20 @@ from typing import Any
 import yaml
 
 from regraft.errors import Problem, UserError, either, nearest, shown
+from regraft.record import PlainLoader
 from regraft.registry import Spec, doc, parse
 
-PLACE = re.compile(r"\{([a-z_]+)\}")  # of an earlier step's run folder, in a step's overrides
+NAME = r"[a-z][a-z0-9_]*"
+PLACE = re.compile(rf"\{{({NAME})\}}")  # of an earlier step's run folder, in a step's overrides
 Given = dict[str, Any]  # key -> value, as a row of a report has them
 
 
 class Step(Spec):
     """A run, or a sweep, as one would give it to `regraft train`."""
 
-    name: str = doc("what the folder of its runs is called; {name} in a later step's overrides is the folder of its one run")
+    name: str = doc(
+        "small letters: the folder of its runs; {name} in a later step's overrides is the folder of its one run", pattern=f"^{NAME}$"
+    )
     overrides: list[str] = doc("as on the command line; several values make a sweep", min_length=1)
 
 
@@ -28,8 +32,10 @@ class Claim(Spec):
     """One statement. `better` and `than`, `rising` or `near` say what is compared; a row is named by keys and values that it alone has."""
 
     says: str = doc("the statement, as a sentence")
-    on: list[str] = doc(
-        "metrics whose mean is compared: [test/accuracy], [noise-3/accuracy, noise-5/accuracy]", default=["test/accuracy"], min_length=1
+    metrics: list[str] = doc(
+        "SPLIT/METRIC, whose mean is compared: [test/accuracy], [noise-3/accuracy, noise-5/accuracy]",
+        default=["test/accuracy"],
+        min_length=1,
     )
     where: Given = doc("{KEY: VALUE} that all rows of the statement have", default={})
     better: Given | None = doc("{KEY: VALUE} of the row that is said to be better", default=None)
@@ -40,6 +46,11 @@ class Claim(Spec):
     within: float = doc("the difference below which two figures count as the same, in the metric's unit", default=0.02, gt=0)
 
     def problems(self) -> list[Problem]:
+        if strange := [name for name in self.metrics if not re.fullmatch(r"[^/]+/\w+", name) or name.split("/")[0] in ("train", "val")]:
+            remedy = "SPLIT/METRIC is needed, and claims are of test or its shifts: test/accuracy, noise-3/accuracy"
+            return [Problem("metrics", strange[0], remedy)]
+        if len({name.rpartition("/")[2] for name in self.metrics}) > 1:
+            return [Problem("metrics", self.metrics, "one metric is needed; it may be of several splits")]
         given = {key for key in ("better", "than", "rising", "near", "value") if getattr(self, key) is not None}
         if given in ({"better", "than"}, {"rising"}, {"near", "value"}):
             return []
@@ -53,11 +64,11 @@ class Claim(Spec):
     @property
     def splits(self) -> tuple[str, ...]:
         """Those that it speaks of: test, noise-3, ..."""
-        return tuple(name.rpartition("/")[0] for name in self.on)
+        return tuple(name.rpartition("/")[0] for name in self.metrics)
 
     @property
     def metric(self) -> str:
-        return self.on[0].rpartition("/")[2]
+        return self.metrics[0].rpartition("/")[2]
 
 
 class Published(Spec):
@@ -82,14 +93,17 @@ class Paper(Spec):
     axes: list[str] = doc("the keys that make the table's columns and its figures", min_length=1)
     figure: str = doc("the figure that is shown beside the table: a key of axes", default="")
     claims: list[dict[str, Any]] = doc("the statements that are tested", min_length=1)
+    full_claims: list[dict[str, Any]] = doc("those of the full size, where its rows have other names", default=[])
     published: list[dict[str, Any]] = doc("the paper's own figures: {what, value, source}", default=[])
 
     def steps(self, full: bool) -> list[Step]:
         """The sweeps of one size."""
         return [_read(Step, values, f"{'full' if full else 'runs'}[{at}]") for at, values in enumerate(self.full if full else self.runs)]
 
-    def statements(self) -> list[Claim]:
-        return [_read(Claim, values, f"claims[{at}]") for at, values in enumerate(self.claims)]
+    def statements(self, full: bool) -> list[Claim]:
+        """The claims of one size."""
+        key = "full_claims" if full and self.full_claims else "claims"
+        return [_read(Claim, values, f"{key}[{at}]") for at, values in enumerate(getattr(self, key))]
 
     def figures(self) -> list[Published]:
         return [_read(Published, values, f"published[{at}]") for at, values in enumerate(self.published)]
@@ -104,33 +118,26 @@ def read(word: str) -> Paper:
     """The paper of this name, or in this file (NAME.yaml). Raises UserError with every mistake in it."""
     file = Path(word).expanduser()
     if word in names():
-        text, at = (_folder() / f"{word}.yaml").read_text("utf-8"), f"paper/{word}.yaml"
+        held, at = (_folder() / f"{word}.yaml").read_bytes(), f"paper/{word}.yaml"
     elif file.suffix in (".yaml", ".yml") and file.is_file():
-        text, at = file.read_text("utf-8"), word
+        held, at = file.read_bytes(), word
     else:
         raise UserError(Problem("NAME", word, f"no such paper, and no file; {nearest(word, names()) or f'there are {either(names())}'}"))
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = yaml.load(held.decode("utf-8"), PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(Problem(at, None, f"can't be read as YAML: {next(iter(str(error).splitlines()), '')}")) from None
-    if not isinstance(values, Mapping):
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise UserError(Problem(at, shown(values), "keys and values are needed: title, cite, claim, ..."))
     try:
         paper = _read(Paper, values, "")
         steps = [paper.steps(False), paper.steps(True)]
-        paper.statements(), paper.figures()
+        paper.statements(False), paper.statements(True), paper.figures()
     except UserError as error:
         raise UserError(problem._replace(key=f"{at}: {problem.key}") for problem in error.problems) from None
     if found := [problem for some in steps for problem in _misplaced(some)]:
         raise UserError(problem._replace(key=f"{at}: {problem.key}") for problem in found)
     return paper
-
-
-def placed(step: Step, folders: Mapping[str, Path], changes: Sequence[str]) -> list[str]:
-    """A step's overrides with the run folders of earlier steps in their places, and changed ones in place of its own."""
-    changed = {change.partition("=")[0] for change in changes}
-    own = [override for override in step.overrides if override.partition("=")[0] not in changed]
-    return [*(PLACE.sub(lambda match: str(folders.get(match[1], match[0])), override) for override in own), *changes]
 
 
 def _misplaced(steps: Sequence[Step]) -> Iterator[Problem]:
@@ -147,7 +154,7 @@ def _misplaced(steps: Sequence[Step]) -> Iterator[Problem]:
 
 
 def _read(spec: type[Any], values: Any, at: str) -> Any:
-    if not isinstance(values, Mapping):
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise UserError(Problem(at, shown(values), f"keys and values are needed: {', '.join(spec.model_fields)}"))
     found = parse(spec, values, at)
     if problems := found.problems():

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ def shown(name: str, full: bool, changes: Sequence[str]) -> str:
     paper = papers.read(name)
     lines = [paper.title, paper.cite, "", f"claim: {paper.claim}", f"budget: {paper.budget}", f"differs: {paper.differs}"]
     lines += [f"needs: {paper.needs}"] if paper.needs else []
-    lines += ["", *(shlex.join(["regraft", "train", "-m", *papers.placed(step, {}, changes)]) for step in _steps(paper, name, full))]
-    lines += ["", *(f"- {claim.says}" for claim in paper.statements())]
+    lines += ["", *(shlex.join(["regraft", "train", "-m", *_placed(step, {}, changes)]) for step in _steps(paper, name, full))]
+    lines += ["", *(f"- {claim.says}" for claim in paper.statements(full or not paper.runs))]
     return "\n".join(lines)
 
 
@@ -42,23 +42,27 @@ def command(name: str, full: bool, changes: Sequence[str], output: str | None, s
     """Run a paper's sweeps into runs/ of the output, then write its table, figures, page, records and verdicts beside them; 0: all runs are
     done, whatever the verdicts; 1: some are not, and the claims are judged by the others.
 
-    Raises UserError for a paper that is none, and with everything that is missing of what its runs need.
+    Raises UserError for a paper that is none, for an output that holds something else, and with everything that is missing of what its
+    runs need.
     """
     paper = papers.read(name)
     full = full or not paper.runs
     steps = _steps(paper, name, full)
     own = Path(name).stem if name not in papers.names() else name
     out = (Path(output).expanduser() if output else Path("multirun", "papers", f"{own}-full" if full and paper.runs else own)).absolute()
-    words_given = [name, *(["--full"] if full else []), *changes, *(["--output", output] if output else [])]
-    told = shlex.join(["regraft", "paper", *words_given])
+    if out.exists() and not (out / PAGE).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(Problem("--output", str(out), f"holds something else, and no {PAGE}; name a new folder"))
+    told = shlex.join(["regraft", "paper", name, *(["--full"] if full else []), *changes, *(["--output", output] if output else [])])
     try:
-        folders, whole = _run(steps, out / RUNS, changes, told, say)
+        folders, whole = _run(steps, out, changes, told, say)
     except UserError as error:
         raise UserError([*error.problems, Problem(f"{name} --full", None, f"needs {paper.needs}")] if full else error.problems) from None
-    boards = rows.boards(rows.read([str(out / RUNS)]), _axes(paper, out / RUNS))
-    verdicts = claims.judged(paper.statements(), boards)
-    shutil.rmtree(out / "figures", ignore_errors=True)
-    reporting.command([str(out / RUNS)], str(out), _axes(paper, out / RUNS), paper.title, lambda text: None)
+    runs = [rows.Run.read(folder) for folder in folders]  # these, whatever other runs an earlier command has left beside them
+    axes = [axis for axis in paper.axes if any(axis in run.config for run in runs)]
+    boards = rows.boards(runs, axes)
+    verdicts = claims.judged(paper.statements(full), boards)
+    shutil.rmtree(out / reporting.FIGURES, ignore_errors=True)
+    reporting.write(runs, boards, out, paper.title, told)
     _records(out, folders)
     files.write_text(out / VERDICTS, json.dumps([verdict.plain() for verdict in verdicts], indent=1, ensure_ascii=False) + "\n")
     files.write_text(out / PAGE, "\n".join(_page(paper, told, verdicts, out, folders)) + "\n")
@@ -77,38 +81,53 @@ def _steps(paper: Paper, name: str, full: bool) -> list[Step]:
     return steps
 
 
-def _run(steps: Sequence[Step], at: Path, changes: Sequence[str], told: str, say: Say) -> tuple[list[RunFolder], bool]:
-    """The run folders of all steps, and whether all of them are done."""
+def _run(steps: Sequence[Step], out: Path, changes: Sequence[str], told: str, say: Say) -> tuple[list[RunFolder], bool]:
+    """The run folders of all steps, and whether all of them are done. Nothing is written before the first step is found to be right."""
     found: dict[str, Path] = {}
     folders: list[RunFolder] = []
-    whole = True
+    whole, gone_on_from = True, _referred(steps)
     for step in steps:
         composer = config.Composer()
-        jobs = composer.jobs([*papers.placed(step, found, changes), f"hydra.sweep.dir={_quoted(at / step.name)}"], True)
+        jobs = composer.jobs([*_placed(step, found, changes), f"hydra.sweep.dir={_quoted(out / RUNS / step.name)}"], True)
+        if step.name in gone_on_from and len(jobs) > 1:
+            remedy = f"later steps go on from its one run, and these are {len(jobs)}; give each key one value, or a paper of your own"
+            raise UserError(Problem(step.name, shlex.join(changes), remedy))
         planned = sweep.plan(jobs, skipped=composer.skipped)
+        if not (out / PAGE).is_file():
+            files.write_text(out / PAGE, f"    {told}\n\nis being run; this page is written when its runs have ended.\n")
         say(f"{step.name}: {words.count(len(planned), 'run')}")
         done = dispatch.run(planned, told, say)
         folders += done
-        failed = [folder for folder in done if folder.record["status"] not in ENDED]
-        if len(done) == 1 and not failed:
-            found[step.name] = done[0].path
-        whole = whole and not failed and len(done) == len(planned)
-        if failed and any(f"{{{step.name}}}" in override for later in steps for override in later.overrides):
-            error = said(failed[0].record["error"])
-            raise UserError(Problem(step.name, str(failed[0].path), f"failed, and later steps go on from it: {error}"))
+        ended = [folder for folder in done if folder.record["status"] in ENDED]
+        if step.name in gone_on_from and not ended:
+            error = done[0].record["error"] if done else None
+            why = f"has failed: {said(error)}" if error else "is not done yet, elsewhere perhaps; the same command goes on when it is"
+            raise UserError(Problem(step.name, str(done[0].path) if done else None, f"later steps go on from this run, which {why}"))
+        if len(ended) == 1:
+            found[step.name] = ended[0].path
+        whole = whole and len(ended) == len(planned)
     return folders, whole
+
+
+def _placed(step: Step, folders: Mapping[str, Path], changes: Sequence[str]) -> list[str]:
+    """A step's overrides with the run folders of earlier steps in their places, and changed ones in place of its own."""
+    changed = {change.partition("=")[0] for change in changes}
+    own = [override for override in step.overrides if override.partition("=")[0] not in changed]
+    return [
+        *(papers.PLACE.sub(lambda match: _quoted(folders[match[1]]) if match[1] in folders else match[0], each) for each in own),
+        *changes,
+    ]
+
+
+def _referred(steps: Sequence[Step]) -> set[str]:
+    """The steps whose one run later steps go on from."""
+    return {name for step in steps for override in step.overrides for name in papers.PLACE.findall(override)}
 
 
 def _quoted(path: Path) -> str:
     """As Hydra's grammar has it; seen from here, so that a record names no machine."""
-    shown = words.shorter(path)
-    return shown if re.fullmatch(r"[\w./-]+", shown) else "'" + re.sub(r"(['\\])", r"\\\1", shown) + "'"
-
-
-def _axes(paper: Paper, at: Path) -> list[str]:
-    """Of the paper's axes those that its runs have."""
-    known = {key for run in rows.read([str(at)]) for key in run.config}
-    return [axis for axis in paper.axes if axis in known]
+    seen = words.shorter(path)
+    return seen if re.fullmatch(r"[\w./-]+", seen) else "'" + re.sub(r"(['\\])", r"\\\1", seen) + "'"
 
 
 def _records(out: Path, folders: Sequence[RunFolder]) -> None:

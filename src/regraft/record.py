@@ -160,11 +160,11 @@ class RunFolder:
         return lock
 
 
-class _Loader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
+class PlainLoader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
     """Plain YAML, and 1e-3 is a number as in YAML 1.2 and in Hydra."""
 
 
-_Loader.add_implicit_resolver(
+PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
     list("-+0123456789."),
@@ -184,13 +184,13 @@ def _yaml(text: str) -> Any:
             return found
         except (yaml.YAMLError, TypeError):
             pass  # the whole says what is wrong with it, if anything
-    return yaml.load(text, _Loader)
+    return yaml.load(text, PlainLoader)
 
 
 @lru_cache(4096)
 def _section(text: str) -> bytes:
     """Pickled: quickly made anew, so that no reader holds what another may change."""
-    value = yaml.load(text, _Loader)
+    value = yaml.load(text, PlainLoader)
     if not isinstance(value, dict | None):
         raise TypeError("no keys")
     return pickle.dumps(value or {})

@@ -10,7 +10,7 @@ from pathlib import Path
 from regraft import files
 from regraft.errors import UserError
 from regraft.report import answered, charts, exports, page, rows
-from regraft.report.rows import Run
+from regraft.report.rows import Board, Run
 
 PAGE, RESULTS, MARKDOWN, LATEX, FIGURES = "index.html", "results.csv", "table.md", "table.tex", "figures"
 SIDE = 160  # px of a shown picture
@@ -22,21 +22,25 @@ def command(folders: Sequence[str], output: str | None, axes: Sequence[str], tit
     UserError for a folder without runs, and for axes that no run has."""
     runs = rows.read(folders)
     boards = rows.boards(runs, axes or None)
-    parts = [page.Part.of(board) for board in boards]
     out = Path(output).expanduser().absolute() if output else Path(folders[0]).expanduser().absolute() / "report"
     words = ["regraft", "report", *folders, *(["--output", output] if output else []), *(["--axes", ",".join(axes)] if axes else [])]
-    exports.results(runs, out / RESULTS)
-    exports.markdown(boards, out / MARKDOWN)
-    exports.latex(boards, out / LATEX)
-    for at, part in enumerate(parts):
-        _draw(part.charts, out / FIGURES, f"{at + 1}-" if len(parts) > 1 else "")
-    title = title or f"Runs of {', '.join(Path(folder).name or str(folder) for folder in folders)}"
-    page.write(out / PAGE, title, shlex.join(words), runs, parts, answered.across(boards), thumbnails)
+    write(runs, boards, out, title or f"Runs of {', '.join(Path(folder).name or str(folder) for folder in folders)}", shlex.join(words))
     for board in boards:
         for warning in board.warnings():
             tell(f"{board.name}: {warning}")
     tell(str(out / PAGE))
     return 0
+
+
+def write(runs: Sequence[Run], boards: Sequence[Board], out: Path, title: str, command: str) -> None:
+    """The page, tables and figures of these runs, which `command` made."""
+    parts = [page.Part.of(board) for board in boards]
+    exports.results(runs, out / RESULTS)
+    exports.markdown(boards, out / MARKDOWN)
+    exports.latex(boards, out / LATEX)
+    for at, part in enumerate(parts):
+        _draw(part.charts, out / FIGURES, f"{at + 1}-" if len(parts) > 1 else "")
+    page.write(out / PAGE, title, command, runs, parts, answered.across(boards), thumbnails)
 
 
 def _draw(drawn: Sequence[charts.Chart], out: Path, prefix: str) -> None:
@@ -60,7 +64,7 @@ def thumbnails(run: Run, names: Sequence[str]) -> dict[str, bytes]:
 
     try:
         chosen = settings.settings(RunFolder(run.path).config)
-        source = chosen.dataset.open(chosen.cache.folder())
+        source = chosen.dataset.opened(chosen.cache.folder())
     except (UserError, OSError):
         return {}
     if source.input != "pictures":

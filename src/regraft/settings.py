@@ -60,8 +60,10 @@ SECTIONS: dict[str, type[Spec]] = {
 }
 LATER: dict[str, dict[str, Any]] = {  # keys that configs of earlier versions lack, and what held without them
     "cache": {"views": None},
-    "dataset": {"labelled": None, "split_seed": 0, "shift": []},
+    "dataset": {"labelled": None, "split_seed": 0, "shift": [], "corruption": None, "rename": None},
     "evaluate": {"views": False},
+    "freeze": {"head": True},
+    "head": {"kept": False},
     "launcher": {"jobs": "auto"},
     "sweeper": {"name": "grid"},
     "sweep": {"stack": True, "retry": False, "skip_invalid": False},

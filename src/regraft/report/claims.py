@@ -2,7 +2,7 @@
 
 Where several rows have what a claim names, val chooses among them. What is said of two rows is decided over the test pictures that both
 answered: by McNemar's test or a permutation of signs, with Holm's correction over all claims of a paper, and by the interval of the
-difference, for which seeds and pictures are drawn anew.
+difference, for which seeds and pictures are drawn anew; a row of one run supports nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,9 @@ from regraft.papers import Claim
 from regraft.report import comparing, words
 from regraft.report.answered import Answers
 from regraft.report.comparing import Interval
-from regraft.report.rows import Board, Row
+from regraft.report.rows import Board, Row, gathered
 from regraft.report.statistics import over_seeds
+from regraft.tasks import LOWER
 
 SUPPORTED, REFUTED, OPEN = "supported", "not supported", "not enough evidence"
 LEVEL = 0.05
@@ -51,11 +54,15 @@ class Verdict:
     pictures: int = 0  # that the test rests on
     test: str = ""
     why: str = ""  # nothing could be decided
+    doubt: str = ""  # what the figures do not tell, whatever they are
+    against: str = ""  # what speaks against it beside the difference
 
     @property
     def word(self) -> str:
-        if self.difference is None:
+        if self.difference is None or self.doubt:
             return OPEN
+        if self.against:
+            return REFUTED
         _, low, high = self.difference
         if self.claim.near is not None:
             return SUPPORTED if -self.claim.within <= low and high <= self.claim.within else REFUTED if self._apart else OPEN
@@ -84,6 +91,8 @@ class Verdict:
     @property
     def reason(self) -> str:
         """Why the word is what it is."""
+        if self.doubt or self.against:
+            return self.doubt or self.against
         within = f"{self.claim.within:g}"
         if self.claim.near is not None:
             return {
@@ -102,7 +111,7 @@ class Verdict:
         return {
             "says": self.claim.says,
             "verdict": self.word,
-            "on": list(self.claim.on),
+            "metrics": list(self.claim.metrics),
             "rows": [{"name": side.name, "runs": side.runs, "value": side.value} for side in self.sides],
             "difference": dict(self.difference._asdict()) if self.difference else None,
             "p": self.p,
@@ -121,29 +130,33 @@ def judged(claims: Sequence[Claim], boards: Sequence[Board]) -> list[Verdict]:
 
 
 def _judged(claim: Claim, boards: Sequence[Board]) -> Verdict:
-    rows = []
+    found: list[tuple[str, Board, Row]] = []
     for given in claim.rows:
         asked = {**claim.where, **given}
         named = ", ".join(f"{key}={words.value(value)}" for key, value in asked.items())
-        fitting = [row for board in boards for row in board.rows if all(_has(row, key, value) for key, value in asked.items())]
+        fitting = [(board, row) for board in boards for row in board.rows if all(_has(row, key, value) for key, value in asked.items())]
         if not fitting:
             return Verdict(claim, why=f"no row has {named}")
-        if len({board.name for board in boards for row in board.rows if row in fitting}) > 1:
+        if len({board.name for board, _ in fitting}) > 1:
             return Verdict(claim, why=f"rows of several data sets have {named}: name one")
-        if not any(_values(fitting[0], claim)):
-            return Verdict(claim, why=f"no run with {named} has {' and '.join(claim.on)}{_trouble(fitting[0])}")
-        chosen = f" (of {len(fitting)} by val: {fitting[0].name})" if len(fitting) > 1 else ""
-        rows.append((f"{named}{chosen}", fitting[0]))
-    sides = tuple(Side(named, len(_values(row, claim)), float(np.mean(_values(row, claim)))) for named, row in rows)
+        board, row = next(((board, row) for board, row in fitting if row.complete), fitting[0])  # the best on val
+        if not _values(row, claim):
+            return Verdict(claim, why=f"no run with {named} has {' and '.join(claim.metrics)}{_trouble(row)}")
+        chosen = f" (of {len(fitting)} by val: {row.name})" if len(fitting) > 1 else ""
+        found.append((f"{named}{chosen}", board, row))
+    rows = [row for _, _, row in found]
+    if len({id(row) for row in rows}) < len(rows):
+        return Verdict(claim, why=f"{rows[0].name} is compared with itself: name more keys")
+    sides = tuple(Side(named, len(_values(row, claim)), fmean(_values(row, claim))) for named, _, row in found)
     if claim.near is not None:
-        return _near(claim, sides[0], rows[0][1])
+        return _near(claim, sides[0], rows[0])
     if claim.metric != "accuracy":
-        return _over_runs(claim, sides, [row for _, row in rows])
-    return _over_pictures(claim, sides, [row for _, row in rows])
+        return _over_runs(claim, sides, rows)
+    return _over_pictures(claim, sides, rows, _splits(claim, [board for _, board, _ in found]))
 
 
 def _has(row: Row, key: str, value: Any) -> bool:
-    return bool(row.runs) and row.runs[0].config.get(key) == value
+    return bool(row.runs) and key in row.runs[0].config and row.runs[0].config[key] == value
 
 
 def _trouble(row: Row) -> str:
@@ -153,54 +166,77 @@ def _trouble(row: Row) -> str:
 
 def _values(row: Row, claim: Claim) -> list[float]:
     """Each run's mean over the claim's metrics, of those that have all."""
-    found = [[run.metric(name) for name in claim.on] for run in row.done]
-    return [float(np.mean([value for value in values if value is not None])) for values in found if None not in values]
+    found = [[run.metric(name) for name in claim.metrics] for run in row.done]
+    return [fmean(value for value in values if value is not None) for values in found if None not in values]
+
+
+def _splits(claim: Claim, boards: Sequence[Board]) -> list[str]:
+    """The claim's splits, with each strength of a corruption by itself."""
+    found: dict[str, None] = {}
+    for split in claim.splits:
+        strengths = [
+            each for board in boards for each in board.strengths if gathered(f"{each}/{claim.metric}") == f"{split}/{claim.metric}"
+        ]
+        found |= dict.fromkeys(strengths or [split])
+    return list(found)
 
 
 def _near(claim: Claim, side: Side, row: Row) -> Verdict:
     assert claim.value is not None
-    estimate = row.estimate(claim.on[0]) if len(claim.on) == 1 else None
-    if estimate is None or estimate.low is None or estimate.high is None:
-        values = _values(row, claim)
-        if len(values) < 2:
-            return Verdict(claim, (side,), why=f"{side.name}: one run of this metric says nothing of its spread")
+    values = _values(row, claim)
+    if len(set(values)) == 1:  # a seed that changes nothing makes no further run
+        row = replace(row, runs=row.done[:1])
+    estimate = row.estimate(claim.metrics[0]) if len(claim.metrics) == 1 else None
+    if estimate is not None and estimate.low is not None and estimate.high is not None:
+        low, high = estimate.low, estimate.high
+    elif len(set(values)) > 1:
         _, low, high = over_seeds(values)
     else:
-        low, high = estimate.low, estimate.high
+        return Verdict(claim, (side,), why=f"{side}: one run of this metric says nothing of its spread")
     return Verdict(claim, (side,), Interval(side.value - claim.value, low - claim.value, high - claim.value))
 
 
-def _over_pictures(claim: Claim, sides: tuple[Side, ...], rows: Sequence[Row]) -> Verdict:
+def _over_pictures(claim: Claim, sides: tuple[Side, ...], rows: Sequence[Row], splits: Sequence[str]) -> Verdict:
     """Right or wrong, picture by picture; over several splits (shifts) a picture's mean."""
-    answers = [[Answers.read(row, split) for split in claim.splits] for row in rows]
-    shared: set[str] | None = None
-    for each in (each for some in answers for each in some):
-        shared = set(each.shared) if shared is None else shared & set(each.shared)
-    names = sorted(shared or ())
-    if len(names) < 2 or len({len(each.runs) for some in answers for each in some} - {0}) == 0:
+    answers = [[Answers.read(row, split) for split in splits] for row in rows]
+    every = [each for some in answers for each in some]
+    names = sorted(set.intersection(*(set(each.shared) for each in every)))
+    if len(names) < 2:
         return Verdict(claim, sides, why="the rows have no answers to the same test pictures")
-    scores: list[Matrix] = []
-    for some in answers:
-        if len({len(each.runs) for each in some}) > 1:
-            return Verdict(claim, sides, why="not all runs have answered under all shifts")
-        scores.append(np.mean([each.right(names) for each in some], axis=0))
-    upper, lower = (scores[-1], scores[0]) if claim.rising else (scores[0], scores[1])
-    difference = comparing.both(upper, lower)
+    if any(len({len(each.runs) for each in some}) > 1 for some in answers):
+        return Verdict(claim, sides, why="not all runs have answered under all shifts")
+    scores: list[Matrix] = [np.mean([each.right(names) for each in some], axis=0) for some in answers]  # of each row: (run, picture)
     means = [each.mean(axis=0) for each in scores]
+    doubt = _single(sides)
     if claim.rising:
-        return Verdict(claim, sides, difference, comparing.trend(means), None, len(names), "Page's trend test")
+        steps = [(one, other) for one, other in pairwise(range(len(rows))) if comparing.both(scores[other], scores[one]).high < 0]
+        against = "; ".join(f"{sides[other].name} lies below {sides[one].name}" for one, other in steps)
+        difference, p = comparing.both(scores[-1], scores[0]), comparing.trend(means)
+        return Verdict(claim, sides, difference, p, None, len(names), "permutation of rows", doubt=doubt, against=against)
     tested = comparing.paired(means[0], means[1])
-    return Verdict(claim, sides, difference, tested.p, None, len(names), tested.name)
+    return Verdict(claim, sides, comparing.both(scores[0], scores[1]), tested.p, None, len(names), tested.name, doubt=doubt)
 
 
 def _over_runs(claim: Claim, sides: tuple[Side, ...], rows: Sequence[Row]) -> Verdict:
-    """A metric that is none of single pictures: over seeds."""
-    values = [_values(row, claim) for row in rows]
+    """A metric that is none of single pictures: over seeds. Equal figures throughout are one run's, since a seed changed nothing."""
+    sign = -1 if claim.metric in LOWER and not claim.rising else 1  # less is better, but what rises rises
+    values = [[sign * value for value in _values(row, claim)] for row in rows]
+    if min(len(set(each)) for each in values) < 2:
+        return Verdict(claim, sides, why=f"{claim.metric} is compared over seeds, and a row has no two runs that differ")
     upper, lower = (values[-1], values[0]) if claim.rising else (values[0], values[1])
-    if min(len(upper), len(lower)) < 2:
-        return Verdict(claim, sides, why=f"{claim.metric} is compared over seeds, and two or more of each row are needed")
     difference, p = comparing.welch(upper, lower)
-    return Verdict(claim, sides, difference, p, None, 0, "Welch's t over seeds")
+    steps = [
+        (one, other)
+        for one, other in pairwise(range(len(rows)))
+        if claim.rising and comparing.welch(values[other], values[one])[0].high < 0
+    ]
+    against = "; ".join(f"{sides[other].name} lies below {sides[one].name}" for one, other in steps)
+    return Verdict(claim, sides, difference, p, None, 0, "Welch's t over seeds", against=against)
+
+
+def _single(sides: Sequence[Side]) -> str:
+    alone = [side.name for side in sides if side.runs < 2]
+    return f"{alone[0]} has one run, which says nothing of another seed's" if alone else ""
 
 
 def _p(value: float) -> str:
