@@ -52,11 +52,14 @@ def browser():
 
 
 def opened(browser, page, width=1400, scheme="light"):
+    from selenium.webdriver.support.wait import WebDriverWait
+
     browser.set_window_size(width, 1000)
     metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
     browser.get(page.as_uri())
+    WebDriverWait(browser, 20).until(rows)  # a busy machine may still be reading it
     return browser
 
 
