@@ -82,6 +82,13 @@ def test_what_azures_machines_do_not_see_must_be_mapped(installed, tmp_path):
     assert settings(*words, mapping.replace("/pets", ""))  # the folder that both lie in
 
 
+def test_each_path_of_a_list_must_be_mapped_and_words_need_not(installed, tmp_path):
+    (tmp_path / "other" / "dog").mkdir(parents=True)
+    found = problems(f"dataset.shift=[noise,jpeg:3,{tmp_path / 'other'}]", *AZURE)
+    assert set(found) == {"dataset.shift"}
+    assert settings("dataset.shift=[noise,jpeg:3]", *AZURE)
+
+
 @pytest.mark.parametrize(
     "words", [["launcher=azureml", "launcher.compute=a"], ["launcher=ray", "launcher.address=auto"], ["launcher=local"]]
 )

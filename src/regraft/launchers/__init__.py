@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -123,8 +123,8 @@ class AzureML(LauncherSpec):
             remedy = "without a cluster, a machine must be named: hardware=azure_nc24ads_a100, ... (regraft list hardware)"
             found.append(Problem("launcher.compute", "null", remedy))
         for section, spec in reading.items():
-            for key in paths(type(spec)):
-                path = Path(getattr(spec, key) or "")
+            given = ((key, Path(each)) for key in paths(type(spec)) for each in _listed(getattr(spec, key)))
+            for key, path in given:
                 if path.is_absolute() and not any(path.is_relative_to(Path(each).expanduser().absolute()) for each in self.data):
                     remedy = f"Azure's machines don't see it; say where they find it: 'launcher.data={{{path}:azureml://datastores/...}}'"
                     found.append(Problem(f"{section}.{key}", str(path), remedy))
@@ -133,6 +133,11 @@ class AzureML(LauncherSpec):
 
 
 GROUP = Group("launcher", {"local": Local, "ray": Ray, "slurm": Slurm, "azureml": AzureML}, about="what starts the runs, and where")
+
+
+def _listed(value: Any) -> list[str]:
+    """A path, a list of them, or none."""
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def _installed(module: str) -> bool:
