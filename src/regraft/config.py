@@ -26,7 +26,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from regraft.augment import filled
-from regraft.datasets import corruptions
 from regraft.datasets.splits import labelled
 from regraft.errors import Problem, UserError, shown
 from regraft.mistakes import hint, keys, knows, own_files, refused, unavailable, unresolved, with_file
@@ -272,17 +271,15 @@ def _resolved(config: Plain) -> Plain:
 
 def _absolute(config: Plain) -> Plain:
     """Paths as they are seen from here, so that a run folder can be read from anywhere."""
-    for section, key in paths(config):
+    for section, key, words in paths(config):
         value = config[section][key]
-        config[section][key] = [_from_here(key, each) for each in value] if isinstance(value, list) else _from_here(key, value)
+        config[section][key] = [_from_here(each, words) for each in value] if isinstance(value, list) else _from_here(value, words)
     return config
 
 
-def _from_here(key: str, value: Any) -> Any:
-    if not isinstance(value, str) or value == MISSING or (key == "weights" and value in ("imagenet", "none")):
+def _from_here(value: Any, words: Sequence[str]) -> Any:
+    if not isinstance(value, str) or value in (MISSING, *words):  # whatever else is called so
         return value
-    if key == "shift" and corruptions.parsed(value) is not None:
-        return value  # whatever else is called so
     path = Path(value).expanduser()
     return str(path.absolute()) if os.sep in value or path.exists() else value
 

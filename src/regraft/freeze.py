@@ -268,11 +268,7 @@ class Surgical(FreezePolicy):
     """A few stages train; they need not be neighbours (Lee et al. 2023, section 2)."""
 
     stages: list[str] = doc("the stages or blocks that train: [layer1]", min_length=1)
-    head: bool = doc("true: the head trains too; false: it stays as it began, which is meant for head.kept=true")
-
-    def deciding(self) -> dict[str, Any]:
-        """Without `head` where it trains: such runs were the same before there was such a key."""
-        return {key: value for key, value in super().deciding().items() if key != "head" or not value}
+    head: bool = doc("true: the head trains too; false: it stays as it began, which is meant for head.kept=true", before=True)
 
     def named(self) -> Iterator[Place]:
         yield from (Place("freeze.stages", name, "alone") for name in self.stages)

@@ -31,10 +31,11 @@ def listed() -> str:
 def shown(name: str, full: bool, changes: Sequence[str]) -> str:
     """What would be run, and what would be judged; nothing is."""
     paper = papers.read(name)
+    full = full or not paper.runs
     lines = [paper.title, paper.cite, "", f"claim: {paper.claim}", f"budget: {paper.budget}", f"differs: {paper.differs}"]
     lines += [f"needs: {paper.needs}"] if paper.needs else []
     lines += ["", *(shlex.join(["regraft", "train", "-m", *_placed(step, {}, changes)]) for step in _steps(paper, name, full))]
-    lines += ["", *(f"- {claim.says}" for claim in paper.statements(full or not paper.runs))]
+    lines += ["", *(f"- {claim.says}" for claim in paper.statements(full))]
     return "\n".join(lines)
 
 
@@ -65,7 +66,7 @@ def command(name: str, full: bool, changes: Sequence[str], output: str | None, s
     reporting.write(runs, boards, out, paper.title, told)
     _records(out, folders)
     files.write_text(out / VERDICTS, json.dumps([verdict.plain() for verdict in verdicts], indent=1, ensure_ascii=False) + "\n")
-    files.write_text(out / PAGE, "\n".join(_page(paper, told, verdicts, out, folders)) + "\n")
+    files.write_text(out / PAGE, "\n".join(_page(paper, told, verdicts, out, runs)) + "\n")
     for verdict in verdicts:
         say(f"{verdict.word}: {verdict.claim.says}\n    {verdict.told}")
     for figure in paper.figures():
@@ -75,7 +76,7 @@ def command(name: str, full: bool, changes: Sequence[str], output: str | None, s
 
 
 def _steps(paper: Paper, name: str, full: bool) -> list[Step]:
-    steps = paper.steps(full or not paper.runs)
+    steps = paper.steps(full)
     if not steps:
         raise UserError(Problem("NAME", name, f"it has no {'full size' if full else 'runs'}"))
     return steps
@@ -140,14 +141,15 @@ def _records(out: Path, folders: Sequence[RunFolder]) -> None:
             files.write_text(out / RECORDS / folder.path.name / file, text)
 
 
-def _page(paper: Paper, told: str, verdicts: Sequence[Verdict], out: Path, folders: Sequence[RunFolder]) -> Iterator[str]:
+def _page(paper: Paper, told: str, verdicts: Sequence[Verdict], out: Path, runs: Sequence[rows.Run]) -> Iterator[str]:
     """paper.md: the question, the verdicts with their figures beside the published ones, the table and the figures."""
     yield f"# {paper.title}\n"
     yield f"{paper.cite}\n"
     yield f"**Claim.** {paper.claim}\n"
     yield f"**Here.** {paper.differs}\n"
     yield f"    {told}\n"
-    yield f"{words.count(len(folders), 'run')}, {words.duration(_seconds(folders))} of work in them; {_machine(folders)}.\n"
+    seconds = sum(run.seconds or 0.0 for run in runs)
+    yield f"{words.count(len(runs), 'run')}, {words.duration(seconds)} of work in them; {_machine(runs[0].record if runs else {})}.\n"
     yield "## Verdicts\n"
     for verdict in verdicts:
         yield f"- **{verdict.word}**: {verdict.claim.says}  \n  {verdict.told}\n"
@@ -159,19 +161,14 @@ def _page(paper: Paper, told: str, verdicts: Sequence[Verdict], out: Path, folde
         yield ""
     yield (out / reporting.MARKDOWN).read_text("utf-8").replace("\n## ", "\n### ").replace("## ", "## Table: ", 1)
     drawn = [path.stem for path in sorted((out / reporting.FIGURES).glob("*.png")) if re.match(r"(\d+-)?(axis-|shifts)", path.stem)]
-    first = [name for name in drawn if paper.figure and name.endswith(re.sub(r"[^\w.-]", "_", paper.figure))]
+    first = [name for name in drawn if paper.figure and name.endswith(reporting.stem(paper.figure))]
     if drawn:
         yield "## Figures\n"
     for name in dict.fromkeys([*first, *drawn]):
         yield f"![{name}]({reporting.FIGURES}/{name}.png)\n"
 
 
-def _seconds(folders: Sequence[RunFolder]) -> float:
-    return sum(rows.Run.read(folder).seconds or 0.0 for folder in folders)
-
-
-def _machine(folders: Sequence[RunFolder]) -> str:
-    record = folders[0].record if folders else {}
+def _machine(record: Mapping[str, Any]) -> str:
     machine, packages = record.get("machine") or {}, record.get("packages") or {}
     told = [f"{key} {words.value(value)}" for key, value in machine.items() if not isinstance(value, dict | list)]
     told += [f"{key} {packages[key]}" for key in ("torch", "pytorch-lightning", "timm") if key in packages]

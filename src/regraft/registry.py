@@ -17,13 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from regraft.errors import Problem, UserError, either, nearest
 
+NEW: Any = object()  # of a field that is as old as run ids
 
-def doc(text: str, *, decides: bool = True, path: bool = False, **rules: Any) -> Any:
+
+def doc(text: str, *, decides: bool = True, path: bool = False, words: Sequence[str] = (), before: Any = NEW, **rules: Any) -> Any:
     """A spec's field: a line of doc (unit or choices), pydantic's rules (ge, lt, ...), and whether it decides the result.
 
-    A field that does not decide the result (a number of loader workers) stays out of the run id; a path is made absolute.
+    A field that does not decide the result (a number of loader workers) stays out of the run id, and so does one with the value that held
+    `before` there was such a key; a path, or each of a list, is made absolute, but for `words` that are none.
     """
-    return Field(description=text, json_schema_extra={"decides": decides, "path": path}, **rules)
+    extra: dict[str, Any] = {"decides": decides, "path": path, "words": list(words)}
+    return Field(description=text, json_schema_extra=extra if before is NEW else {**extra, "before": before}, **rules)
 
 
 class Spec(BaseModel):
@@ -37,18 +41,27 @@ class Spec(BaseModel):
 
     def deciding(self) -> dict[str, Any]:
         """The values that decide a run's result, for its run id."""
-        return {key: value for key, value in self.model_dump(mode="json").items() if decides(type(self), key)}
+        told = {key: _extra(type(self), key) for key in type(self).model_fields}
+        return {
+            key: value
+            for key, value in self.model_dump(mode="json").items()
+            if decides(type(self), key) and told[key].get("before", NEW) != value
+        }
+
+
+def _extra(spec: type[Spec], key: str) -> dict[str, Any]:
+    extra = spec.model_fields[key].json_schema_extra
+    return extra if isinstance(extra, dict) else {}
 
 
 def decides(spec: type[Spec], key: str) -> bool:
-    extra = spec.model_fields[key].json_schema_extra
-    return bool(extra.get("decides", True)) if isinstance(extra, dict) else True
+    return bool(_extra(spec, key).get("decides", True))
 
 
-def paths(spec: type[Spec]) -> list[str]:
-    """The fields that may hold a path."""
-    extras = {key: field.json_schema_extra for key, field in spec.model_fields.items()}
-    return [key for key, extra in extras.items() if isinstance(extra, dict) and extra.get("path")]
+def paths(spec: type[Spec]) -> dict[str, list[str]]:
+    """The fields that may hold a path, or a list of them -> the words that are none there."""
+    extras = {key: _extra(spec, key) for key in spec.model_fields}
+    return {key: extra["words"] for key, extra in extras.items() if extra.get("path")}
 
 
 class Named(Spec):

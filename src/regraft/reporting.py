@@ -43,13 +43,18 @@ def write(runs: Sequence[Run], boards: Sequence[Board], out: Path, title: str, c
     page.write(out / PAGE, title, command, runs, parts, answered.across(boards), thumbnails)
 
 
+def stem(chart: str) -> str:
+    """What the file of a figure of this name is called."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in chart)
+
+
 def _draw(drawn: Sequence[charts.Chart], out: Path, prefix: str) -> None:
     """Each figure as PNG and as PDF."""
     import vl_convert
 
     for chart in drawn:
         spec = charts.written(chart.spec)
-        name = f"{prefix}{''.join(letter if letter.isalnum() or letter in '-_.' else '_' for letter in chart.name)}"
+        name = f"{prefix}{stem(chart.name)}"
         for suffix, data in (("png", vl_convert.vegalite_to_png(spec, scale=SCALE)), ("pdf", vl_convert.vegalite_to_pdf(spec))):
             with files.whole(out / f"{name}.{suffix}") as part:
                 part.write_bytes(data)

@@ -385,15 +385,15 @@ def _stranger(key: str, value: object) -> Problem:
     )
 
 
-def paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The keys of a composed config that hold a path, or words some of which are paths: (section, key)."""
+def paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
+    """The keys of a composed config that hold a path, or a list of them: (section, key, the words that are none)."""
     for section, values in config.items():
         spec = SECTIONS.get(section)
         if section in GROUPS and isinstance(values, Mapping) and values.get("name") in GROUPS[section].names():
             spec = GROUPS[section].spec(values["name"])
-        for key in registry.paths(spec) if spec and isinstance(values, Mapping) else ():
+        for key, words in registry.paths(spec).items() if spec and isinstance(values, Mapping) else ():
             if isinstance(values.get(key), str | list):
-                yield section, key
+                yield section, key, words
 
 
 __all__ = ["GROUPS", "SECTIONS", "Settings", "checked", "paths", "settings"]

@@ -15,6 +15,15 @@ _CONFIG: list[Argument] = [
     (("-cd", "--config-dir"), {"metavar": "DIR", "help": "a folder with config groups of your own"}),
     (("-cn", "--config-name"), {"metavar": "NAME", "default": "config", "help": "the config to start from (config)"}),
 ]
+_TOLERANCE: Argument = (
+    ("--tolerance",),
+    {
+        "type": float,
+        "default": 0.005,
+        "metavar": "X",
+        "help": "difference from the recorded metrics that passes; a part of those above 1 (0.005)",
+    },
+)
 VERBS: dict[str, tuple[list[Argument], str]] = {
     "train": (
         [*_CONFIG, (("-c", "--cfg"), {"choices": ["job", "hydra", "all"], "help": "print the composed config and stop"})],
@@ -80,14 +89,7 @@ VERBS: dict[str, tuple[list[Argument], str]] = {
         [
             (("run",), {"metavar": "RUN", "help": "a run folder"}),
             (("--json",), {"action": "store_true", "help": "JSON instead of a table"}),
-            (
-                ("--tolerance",),
-                {
-                    "type": float,
-                    "default": 0.005,
-                    "help": "difference from the recorded metrics that passes; a part of those above 1 (0.005)",
-                },
-            ),
+            _TOLERANCE,
         ],
         "measure a finished run again, from its weights and its data",
     ),
@@ -149,15 +151,7 @@ VERBS: dict[str, tuple[list[Argument], str]] = {
                 {"nargs": "*", "metavar": "KEY=VALUE", "help": "where files lie on this machine: dataset.path=DIR, cache.dir=DIR"},
             ),
             (("--output",), {"metavar": "DIR", "help": "where the new run folders go (multirun/reproduced)"}),
-            (
-                ("--tolerance",),
-                {
-                    "type": float,
-                    "default": 0.005,
-                    "metavar": "X",
-                    "help": "difference of a metric that passes; a part of those above 1 (0.005)",
-                },
-            ),
+            _TOLERANCE,
             (("--json",), {"action": "store_true", "help": "JSON instead of words"}),
         ],
         "run a finished run again from its record, and say: identical, within tolerance, or different and since where",

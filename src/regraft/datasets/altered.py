@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from regraft.datasets.corruptions import Corruption
 from regraft.datasets.source import Sample, Source, under
-from regraft.errors import Problem, UserError, either, nearest
+from regraft.datasets.spec import strangers
+from regraft.errors import Problem, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,9 +45,7 @@ def of(source: Source, names: Mapping[str, str], worse: Corruption | None) -> Al
     if names and source.kind != "class":
         problems.append(Problem("dataset.rename", None, f"the set has {source.kind}, and no classes; null works"))
     else:
-        strange = [name for name in names if name not in source.classes]
-        hints = {name: nearest(name, source.classes) or f"there are {either(source.classes[:20])}" for name in strange}
-        problems += [Problem("dataset.rename", name, f"no such class; {hints[name]}") for name in strange]
+        problems += (strange := strangers("dataset.rename", names, source.classes))
         if names and not strange and len({names.get(name, name) for name in source.classes}) < 2:
             problems.append(Problem("dataset.rename", None, "one class alone would be left, and nothing to tell apart"))
     if problems:

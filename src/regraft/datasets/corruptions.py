@@ -98,3 +98,4 @@ def _through(picture: np.ndarray, change: Callable[[Image.Image], Image.Image]) 
 
 
 KINDS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"noise": _noise, "blur": _blur, "jpeg": _jpeg, "contrast": _contrast}
+WORDS = (*KINDS, *(f"{kind}:{strength}" for kind in KINDS for strength in STRENGTHS))  # all that `parsed` knows

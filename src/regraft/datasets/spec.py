@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from regraft.datasets import corruptions
 from regraft.errors import Problem, UserError, either, nearest
 from regraft.registry import Named, doc
 
@@ -29,6 +30,7 @@ class DatasetSpec(Named):
     labelled: int | None = doc(
         "at most this many train pictures per class have a label; the others teach only what needs none (freeze=greedy); null: all have",
         ge=1,
+        before=None,
     )
     on_error: Literal["raise", "skip"] = doc("raise: name the broken pictures and stop; skip: leave them out and list them", decides=False)
 
@@ -69,10 +71,6 @@ class DatasetSpec(Named):
             return []
         return [Problem("labelled", self.labelled, f"labels are counted class by class, and dataset={self.name} has {kind}; null works")]
 
-    def deciding(self) -> dict[str, Any]:
-        """Without `labelled` where all have a label: such runs were the same before there was such a key."""
-        return {key: value for key, value in super().deciding().items() if key != "labelled" or value is not None}
-
     def check(self) -> None:
         """Raises UserError with every problem, keys as the user writes them (`dataset.path`)."""
         if found := self.problems():
@@ -94,12 +92,13 @@ class Shifting(DatasetSpec):
         "test once more under each: noise, blur, jpeg, contrast (all five strengths; noise:3: one), or a folder of pictures in <class>/",
         decides=False,  # the shifted pictures are in the fingerprint
         path=True,
+        words=corruptions.WORDS,
     )
 
     def opened(self, cache: Path) -> Source:
         source = self.open(cache)
         if self.corruption or self.rename:
-            from regraft.datasets import altered, corruptions
+            from regraft.datasets import altered
 
             worse = corruptions.parsed(self.corruption or "")
             source = altered.of(source, self.rename or {}, worse[0] if worse else None)
@@ -110,13 +109,10 @@ class Shifting(DatasetSpec):
         return shifted.of(source, self.shift, cache)
 
     def problems(self) -> list[Problem]:
-        from regraft.datasets import corruptions
-
-        strange = [word for word in self.shift if corruptions.parsed(word) is None and not Path(word).expanduser().is_dir()]
-        known = [*corruptions.KINDS, *(f"{kind}:{strength}" for kind in corruptions.KINDS for strength in corruptions.STRENGTHS)]
+        strange = [word for word in self.shift if word not in corruptions.WORDS and not Path(word).expanduser().is_dir()]
         remedy = f"neither a folder nor a corruption; there are {either(corruptions.KINDS)}, and noise:1 to noise:5"
-        found = [*super().problems(), *(Problem("shift", word, f"{nearest(word, known) or remedy}") for word in strange)]
-        if self.corruption is not None and self.corruption not in (strengths := [each for each in known if ":" in each]):
+        found = [*super().problems(), *(Problem("shift", word, nearest(word, corruptions.WORDS) or remedy) for word in strange)]
+        if self.corruption is not None and self.corruption not in (strengths := [each for each in corruptions.WORDS if ":" in each]):
             remedy = f"one corruption of one strength is needed: {either(strengths)}"
             found.append(Problem("corruption", self.corruption, nearest(self.corruption, strengths) or remedy))
         return found
@@ -167,11 +163,13 @@ def _unknown(given: list[str] | None, known: list[str] | None) -> list[Problem]:
         return [Problem("classes", given, "at least two different classes are needed, or null for all")]
     if len(set(given)) < len(given):
         return [Problem("classes", given, "a class is named twice; name each once")]
-    strange = [name for name in given if known is not None and name not in known]
-    return [
-        Problem("classes", name, f"no such class; {nearest(name, known or []) or f'there are {either((known or [])[:TOLD])}'}")
-        for name in strange
-    ]
+    return [] if known is None else strangers("classes", given, known)
+
+
+def strangers(key: str, given: Iterable[str], known: Sequence[str]) -> list[Problem]:
+    """The names that are no classes."""
+    strange = [name for name in given if name not in known]
+    return [Problem(key, name, f"no such class; {nearest(name, known) or f'there are {either(known[:TOLD])}'}") for name in strange]
 
 
 def absent(spec: DatasetSpec, what: Mapping[str, str]) -> list[Problem]:

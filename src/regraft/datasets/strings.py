@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -57,11 +57,9 @@ class Drawn(Source):
 
 def load_digits(spec: DigitStrings) -> Drawn:
     """Strings of 3 to 8 (as asked) digits, each up to 2 px above or below the middle and 0 to 3 px from the one before it."""
-    from regraft.datasets import Digits, digits
+    from regraft.datasets import GROUP, Digits, digits
 
-    spread: dict[str, Any] = {"val": 0.15, "test": 0.2, "split_seed": 0, "folds": None, "fold": 0}
-    spread |= {"classes": None, "per_class": None, "labelled": None, "shift": [], "corruption": None, "rename": None}
-    source = digits.load(Digits.model_validate({"name": "digits", "size": SIDE, "on_error": "raise", **spread}))
+    source = digits.load(Digits.model_validate({**GROUP.values("digits"), "size": SIDE, "val": 0.15, "test": 0.2}))
     known: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     for sample in source.samples:
         known[sample.split, sample.label].append(source.read(sample)[:, :, 0])

@@ -50,8 +50,4 @@ class Trained(HeadSpec):
 class Keeping(Trained):
     """Common to the heads that can go on from those of an earlier run."""
 
-    kept: bool = doc("true: begins as the head of the earlier run that model.weights names, of the same classes; false: anew")
-
-    def deciding(self) -> dict[str, Any]:
-        """Without `kept` where it begins anew: such runs were the same before there was such a key."""
-        return {key: value for key, value in super().deciding().items() if key != "kept" or value}
+    kept: bool = doc("true: begins as the head of the earlier run that model.weights names, of the same classes; false: anew", before=False)

@@ -35,7 +35,9 @@ class Published:
 class ModelSpec(Named):
     """One family of backbones. An entry of its own gives `build` and, if weights are published for it, `published`."""
 
-    weights: str = doc("imagenet, none, or the path of a weights file or of an earlier run", decides=False, path=True)
+    weights: str = doc(
+        "imagenet, none, or the path of a weights file or of an earlier run", decides=False, path=True, words=("imagenet", "none")
+    )
 
     packages: ClassVar[tuple[str, ...]] = ()  # beside torch's and timm's, whose versions decide what the net makes of a picture
     alone: ClassVar[bool] = False  # whether its stages can train by losses of their own (`learning.Solitary`)
