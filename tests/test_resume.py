@@ -199,7 +199,7 @@ def test_told_while_it_measures(executed, stop, where, at, left):
     with told(100) as (calls, _):
         same(whole, again(folder))
     assert len(calls) == left
-    assert not (folder / PREVIOUS).exists(), "a run that is done keeps one checkpoint"
+    assert not folder.saved, "a run that is done keeps no checkpoint"
 
 
 def test_a_second_word_stops_at_once_and_an_echo_of_the_first_does_not(monkeypatch):

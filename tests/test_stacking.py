@@ -116,7 +116,7 @@ def test_every_folder_of_a_group_is_a_run_folder_of_its_own(swept):
         run = Run(folder.path)
         assert run.evaluate() == pytest.approx(run.metrics, abs=1e-5)
         assert (folder / "predictions.parquet").is_file()
-        assert (folder / "last.ckpt").is_file()
+        assert not folder.saved
 
 
 def test_heads_that_find_no_room_in_the_cache_train_alone_and_come_to_the_same(swept):

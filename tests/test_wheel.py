@@ -82,6 +82,6 @@ def test_it_runs_away_from_the_checkout(site: Path, tmp_path: Path) -> None:
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["status"] == "done"
     files = {path.name for path in (tmp_path / "run").iterdir()}
-    assert files >= {"config.yaml", "record.json", "metrics.csv", "predictions.parquet", "last.ckpt", "model.safetensors", "log.txt"}
+    assert files >= {"config.yaml", "record.json", "metrics.csv", "predictions.parquet", "model.safetensors", "log.txt"}
     assert {path.name for path in tmp_path.iterdir()} == {"run", "cache"}
     assert str(ROOT) not in (tmp_path / "run" / "log.txt").read_text()

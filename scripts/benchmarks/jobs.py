@@ -96,8 +96,7 @@ def copies(words: list[str]) -> dict[str, Any]:
         shutil.copytree(model.path, each.folder.path, ignore=shutil.ignore_patterns("*.ckpt", ".*"))
         folder = RunFolder(each.folder.path)
         folder.update(status="failed")  # it says of itself that it holds another run
-        for name in ("model.safetensors", "last.ckpt"):
-            (folder / name).unlink(missing_ok=True)
+        (folder / "model.safetensors").unlink()
         folder.begin(
             each.job.config, {**record, "run_id": each.run_id, "seed": each.job.settings.seed, "overrides": list(each.job.overrides)}
         )

@@ -12,7 +12,7 @@ from regraft.datasets.source import ARRAYS
 from regraft.feeds import truth
 from regraft.files import whole, write_json
 from regraft.graft import measure
-from regraft.record import MODEL, PREDICTIONS, PREVIOUS, SHIFTED, VOCABULARY, RunFolder
+from regraft.record import CHECKPOINT, MODEL, PREDICTIONS, PREVIOUS, SHIFTED, VOCABULARY, RunFolder
 from regraft.tasks.spec import HALF
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def finish(run: Begun) -> None:
         **facts,
         **run.facts,
     )
-    (folder / PREVIOUS).unlink(missing_ok=True)
+    for name in (CHECKPOINT, PREVIOUS):  # nothing goes on from them any more; they are thrice as large as the weights, or more
+        (folder / name).unlink(missing_ok=True)
 
 
 def _measure(engine: Engine, folder: RunFolder, warned: list[str]) -> tuple[dict[str, float], dict[str, Any]]:

@@ -44,7 +44,7 @@ def folders(root: Path) -> list[RunFolder]:
 
 def complete(folder: RunFolder) -> bool:
     """Whether nothing of a finished run is missing."""
-    names = ["config.yaml", "record.json", "metrics.csv", "predictions.parquet", "last.ckpt", "model.safetensors", "log.txt"]
+    names = ["config.yaml", "record.json", "metrics.csv", "predictions.parquet", "model.safetensors", "log.txt"]
     return folder.record["status"] == "done" and all((folder / name).is_file() for name in names)
 
 
