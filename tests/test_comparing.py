@@ -107,6 +107,7 @@ def test_seeds_and_pictures_together_are_less_sure_than_either():
     assert comparing.paired(one.mean(axis=0), other.mean(axis=0)).name == "permutation of signs"
     same = comparing.both(one[:1], one[:1])
     assert same == (0, 0, 0)
+    assert comparing.beside(one, [one[:2], other]) == [comparing.both(one, one[:2]), whole], "a row changes nothing for another one"
 
 
 def test_equal_rows_differ_in_nothing():

@@ -96,16 +96,19 @@ def against_best(board: Board) -> list[Versus]:
     if board.best is None or board.metric != "accuracy":
         return []
     best = Answers.read(board.best)
-    found = []
-    for row in [row for row in board.rows if row is not board.best and row.done][:TESTED]:
+    alike: dict[tuple[str, ...], list[tuple[int, Row, Answers]]] = {}  # by the pictures that a row shares with the best
+    for place, row in enumerate([row for row in board.rows if row is not board.best and row.done][:TESTED]):
         other = Answers.read(row)
-        names = sorted(set(best.shared) & set(other.shared))
+        alike.setdefault(tuple(sorted(set(best.shared) & set(other.shared))), []).append((place, row, other))
+    placed = []
+    for names, rows in alike.items():
         if len(names) < 2:
             continue
-        one, two = best.right(names), other.right(names)
-        pair = comparing.paired(one.mean(axis=0), two.mean(axis=0))
-        both = comparing.both(one, two)
-        found.append(Versus(row.name, len(names), *both, pair.p, pair.p, pair.effect, pair.name))
+        one, others = best.right(names), [other.right(names) for *_, other in rows]
+        for (place, row, _), two, apart in zip(rows, others, comparing.beside(one, others), strict=True):
+            pair = comparing.paired(one.mean(axis=0), two.mean(axis=0))
+            placed.append((place, Versus(row.name, len(names), *apart, pair.p, pair.p, pair.effect, pair.name)))
+    found = [versus for _, versus in sorted(placed)]
     adjusted = comparing.holm({str(place): versus.p for place, versus in enumerate(found)})
     return [versus._replace(adjusted=adjusted[str(place)]) for place, versus in enumerate(found)]
 

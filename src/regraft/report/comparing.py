@@ -158,23 +158,30 @@ def interquartile(scores: Sequence[ArrayLike], confidence: float = 0.95) -> Inte
 
 
 def both(first: ArrayLike, second: ArrayLike, confidence: float = 0.95) -> Interval:
-    """How far one row is above another, with both of what it rests on drawn anew: the seeds, and the test pictures (the same ones for both
-    rows; Owen 2007, Ann. Appl. Stat. 1:386-411, the pigeonhole bootstrap). Each: scores (seed, picture); the seeds are not paired.
-    Raises ValueError where the pictures differ in number."""
-    one, other = (np.atleast_2d(np.asarray(row, dtype=float)) for row in (first, second))
-    if one.shape[1] != other.shape[1]:
-        raise ValueError(f"{one.shape[1]} and {other.shape[1]} pictures: rows are compared over the same ones")
-    draw = np.random.default_rng(SEED)
-    found = np.concatenate([_drawn(one, other, draw, min(BATCH, RESAMPLES - at)) for at in range(0, RESAMPLES, BATCH)])
-    low, high = np.quantile(found, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Interval(float(one.mean() - other.mean()), float(low), float(high))
+    """How far one row is above another, as `beside`."""
+    return beside(first, [second], confidence)[0]
 
 
-def _drawn(one: Matrix, other: Matrix, draw: np.random.Generator, times: int) -> Matrix:
-    """So many differences of means, each with its own pictures (one draw for both rows) and its own seeds: (times)."""
-    shares = _shares(draw, one.shape[1], times)
-    means = [((shares @ row.T) * _shares(draw, len(row), times)).sum(axis=1) for row in (one, other)]
-    return means[0] - means[1]
+def beside(first: ArrayLike, others: Sequence[ArrayLike], confidence: float = 0.95) -> list[Interval]:
+    """How far one row is above each other one, with both of what it rests on drawn anew: the seeds, and the test pictures (the same ones
+    for all rows; Owen 2007, Ann. Appl. Stat. 1:386-411, the pigeonhole bootstrap). Each: scores (seed, picture); the seeds are not paired.
+    An interval is the same whatever other rows there are. Raises ValueError where the pictures differ in number."""
+    rows = [np.atleast_2d(np.asarray(row, dtype=float)) for row in (first, *others)]
+    n = rows[0].shape[1]
+    for row in rows[1:]:
+        if row.shape[1] != n:
+            raise ValueError(f"{n} and {row.shape[1]} pictures: rows are compared over the same ones")
+    pictures, scores = np.random.default_rng((SEED, 0)), np.concatenate(rows).T
+    drawn = np.concatenate([_shares(pictures, n, min(BATCH, RESAMPLES - at)) @ scores for at in range(0, RESAMPLES, BATCH)])
+    parts = np.split(drawn, np.cumsum([len(row) for row in rows])[:-1], axis=1)  # for each row (times, seed)
+    means = [
+        (part * _shares(np.random.default_rng((SEED, 1 + bool(at))), part.shape[1], RESAMPLES)).sum(axis=1) for at, part in enumerate(parts)
+    ]
+    found = []
+    for row, mean in zip(rows[1:], means[1:], strict=True):
+        low, high = np.quantile(means[0] - mean, [0.5 - confidence / 2, 0.5 + confidence / 2])
+        found.append(Interval(float(rows[0].mean() - row.mean()), float(low), float(high)))
+    return found
 
 
 def _shares(draw: np.random.Generator, n: int, times: int) -> Matrix:
