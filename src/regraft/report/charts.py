@@ -73,7 +73,7 @@ def axes(board: Board) -> Iterator[Chart]:
         offset = {"xOffset": {"field": "rest", "type": "nominal"}} if others else {}
         layers: list[Spec] = [
             {
-                "mark": {"type": "rule", "opacity": 0.55},
+                "mark": {"type": "rule", "strokeOpacity": 0.55},
                 "encoding": {"x": x, **offset, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
                 "transform": [{"filter": "isValid(datum.low)"}],
             },
@@ -122,7 +122,7 @@ def parallel(board: Board) -> Chart | None:
     }
     layers: list[Spec] = [
         {
-            "mark": {"type": "line", "strokeWidth": 1.6, "opacity": 0.75},
+            "mark": {"type": "line", "strokeWidth": 1.6, "strokeOpacity": 0.75},
             "encoding": {
                 "x": x,
                 "y": y,
@@ -168,7 +168,7 @@ def cost(board: Board) -> Chart | None:
             "encoding": {"x": x, "y": y, "order": {"field": "seconds"}},
         },
         {
-            "mark": {"type": "rule", "opacity": 0.4},
+            "mark": {"type": "rule", "strokeOpacity": 0.4},
             "transform": [{"filter": "isValid(datum.low)"}],
             "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
         },
@@ -224,7 +224,7 @@ def curves(board: Board) -> Iterator[Chart]:
         dash = {"field": "split", "type": "nominal", "sort": ["val", "train"], "title": None, "legend": legend(2)}
         layers: list[Spec] = [
             {
-                "mark": {"type": "area", "opacity": 0.15},
+                "mark": {"type": "area", "fillOpacity": 0.15},
                 "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour, "detail": {"field": "split"}},
             },
             {
@@ -324,7 +324,7 @@ def classes(found: Answers) -> Chart | None:
     x = {"field": "mean", "type": "quantitative", "scale": {"domain": [0, 1]}, "title": "accuracy"}
     tooltip = [{"field": each} for each in ("class", "mean", "low", "high", "n")]
     layers: list[Spec] = [
-        {"mark": {"type": "rule", "opacity": 0.55}, "encoding": {"y": y, "x": {**x, "field": "low"}, "x2": {"field": "high"}}},
+        {"mark": {"type": "rule", "strokeOpacity": 0.55}, "encoding": {"y": y, "x": {**x, "field": "low"}, "x2": {"field": "high"}}},
         {"mark": {"type": "point", "filled": True, "size": 45}, "encoding": {"y": y, "x": x, "tooltip": tooltip}},
     ]
     told = "With the 95% interval (Wilson) over each class's answers; the hardest classes first."

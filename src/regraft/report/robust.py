@@ -28,7 +28,7 @@ def chart(board: Board) -> Chart | None:
     tooltip = [{"field": each} for each in ("row", "split", "mean", "low", "high")]
     layers = [
         {
-            "mark": {"type": "rule", "opacity": 0.4},
+            "mark": {"type": "rule", "strokeOpacity": 0.4},
             "transform": [{"filter": "isValid(datum.low)"}],
             "encoding": {"x": x, **offset, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour},
         },
