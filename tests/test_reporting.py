@@ -217,3 +217,21 @@ def test_pictures_are_shown_where_their_data_set_is_here(tmp_path):
     assert folder.config["dataset"]["name"] == "digits"
     assert main(["report", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "index.html").read_text().count("data:image/jpeg;base64") == 4
+
+
+@pytest.mark.parametrize(
+    ("axes", "label", "shown"),
+    [
+        (["head.dropout", "optimizer.lr"], "head.dropout=0.5, optimizer.lr=0.001", "dropout=0.5, lr=0.001"),
+        (["optimizer.lr", "freeze.pretrain_lr"], "optimizer.lr", "lr"),
+        (["dataset.rename.0", "freeze"], "dataset.rename.0=9, freeze=none", "rename.0=9, freeze=none"),
+        (["model.name", "head.name"], "model.name=mlp, head.name=linear", "model.name=mlp, head.name=linear"),
+    ],
+    ids=["a row", "an axis", "a key of numbers", "two that end alike"],
+)
+def test_a_label_leaves_out_what_tells_no_keys_apart(axes, label, shown):
+    import vl_convert
+
+    encoding = {"x": {"field": "x", "type": "nominal", "axis": {"labelExpr": charts.shortened(axes), "labelLimit": 999}}}
+    drawn = vl_convert.vegalite_to_svg({"data": {"values": [{"x": label}]}, "mark": "point", "encoding": encoding})
+    assert f">{shown}<" in drawn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -183,8 +183,9 @@ class Hard(NamedTuple):
 
 
 def hardest(board: Board, most: int) -> tuple[list[Hard], int]:
-    """The pictures that most runs are wrong about, and how many runs were read."""
+    """The pictures that most runs are wrong about, of several the one that they are surest about, and how many runs were read."""
     wrong, asked, said, truths = Counter[str](), Counter[str](), dict[str, Counter[str]](), dict[str, str]()
+    sure = defaultdict[str, float](float)  # the sum of wrong answers' scores
     runs = [run for row in board.rows for run in row.done][:READ]
     read = 0
     for run in runs:
@@ -195,8 +196,9 @@ def hardest(board: Board, most: int) -> tuple[list[Hard], int]:
             truths[name] = answer.truth
             if answer.truth != answer.predicted:
                 wrong[name] += 1
+                sure[name] += answer.score or 0
                 said.setdefault(name, Counter())[answer.predicted] += 1
-    names = sorted(wrong, key=lambda name: (-wrong[name] / asked[name], -asked[name], name))[:most]
+    names = sorted(wrong, key=lambda name: (-wrong[name] / asked[name], -asked[name], -sure[name], name))[:most]
     return [Hard(name, truths[name], wrong[name], asked[name], said[name].most_common(1)[0][0]) for name in names], read
 
 

@@ -112,7 +112,8 @@ def parallel(board: Board) -> Chart | None:
             }
             for place, (row, estimate) in enumerate(rows)
         ]
-    x = {"field": "axis", "type": "ordinal", "sort": used, "title": None, "axis": {"labelAngle": 0, "labelLimit": 140, "domain": False}}
+    below = {"labelAngle": 0, "labelLimit": {"expr": f"width / {len(used)}"}, "labelExpr": shortened(used), "domain": False}
+    x = {"field": "axis", "type": "ordinal", "sort": used, "title": None, "axis": below}
     y = {"field": "height", "type": "quantitative", "axis": None, "scale": {"domain": [0, 1]}}
     colour = {
         "field": "mean",
@@ -157,7 +158,12 @@ def cost(board: Board) -> Chart | None:
     for point in front(points, board.lower):
         point["front"] = True
     points = [point for point in points if point.get("front")] + [point for point in _spread(points) if not point.get("front")]
-    x = {"field": "seconds", "type": "quantitative", "scale": {"type": "log"}, "title": "seconds of a run (mean over its runs)"}
+    x = {
+        "field": "seconds",
+        "type": "quantitative",
+        "scale": {"type": "log", "nice": False, "padding": 20},
+        "title": "seconds of a run (mean over its runs)",
+    }
     y = {"field": "mean", "type": "quantitative", "title": _split(board), "scale": {"zero": False}}
     colour = {"condition": {"test": "datum.front", "value": COLOURS[1]}, "value": COLOURS[0]}
     tooltip = [{"field": name} for name in ("row", "seconds", "mean", "low", "high")]
@@ -219,9 +225,9 @@ def curves(board: Board) -> Iterator[Chart]:
             "scale": {"range": list(COLOURS)},
             "title": None,
             "sort": list(read),
-            "legend": legend(1),
+            "legend": legend(board.axes),
         }
-        dash = {"field": "split", "type": "nominal", "sort": ["val", "train"], "title": None, "legend": legend(2)}
+        dash = {"field": "split", "type": "nominal", "sort": ["val", "train"], "title": None, "legend": legend((), "top")}
         layers: list[Spec] = [
             {
                 "mark": {"type": "area", "fillOpacity": 0.15},
@@ -342,12 +348,7 @@ def written(spec: Spec) -> Spec:
 
 def spec_of(points: Sequence[Mapping[str, Any]], **rest: Any) -> Spec:
     kept = [{key: value for key, value in point.items() if value is not None} for point in points]
-    return {
-        "data": {"values": kept},
-        "width": "container",
-        "height": HEIGHT,
-        **rest,
-    }
+    return {"data": {"values": kept}, "width": "container", "height": HEIGHT, **rest}
 
 
 def _spread(rows: list[Any]) -> list[Any]:
@@ -359,8 +360,17 @@ def _drawn(rows: int) -> str:
     return f" {DRAWN} of {rows:,} rows are drawn, evenly over the table." if rows > DRAWN else ""
 
 
-def legend(columns: int) -> Spec:
-    return {"orient": "bottom", "columns": columns, "labelLimit": 560, "symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 2}
+def legend(axes: Sequence[str], orient: str = "bottom") -> Spec:
+    """Of rows that differ in these axes."""
+    look = {"columns": 1 if orient == "bottom" else 2, "symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 2}
+    return {"orient": orient, "labelLimit": {"expr": "width - 20"}, "labelExpr": shortened(axes), **look}
+
+
+def shortened(axes: Sequence[str]) -> str:
+    """A label's text, without the groups of its keys where no two end alike: lr=0.1 for optimizer.lr=0.1."""
+    if len({axis.rpartition(".")[2] for axis in axes}) < len(axes):
+        return "datum.label"
+    return r"replace(datum.label, regexp('(^|, )([a-z_]\\w*\\.)+(?=[a-z_][\\w.]*(=|$))', 'g'), '$1')"
 
 
 def bounds(estimate: Estimate) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def chart(board: Board) -> Chart | None:
     x = {"field": "split", "type": "ordinal", "sort": order, "title": None, "axis": {"labelAngle": -45, "labelLimit": 120}}
     y = {"field": "mean", "type": "quantitative", "title": board.metric, "scale": {"zero": False}}
     names = {"sort": [row.name for row in chosen], "scale": {"range": list(COLOURS)}}
-    colour = {"field": "row", "type": "nominal", "title": None, "legend": legend(1), **names}
+    colour = {"field": "row", "type": "nominal", "title": None, "legend": legend(board.axes), **names}
     offset = {"xOffset": {"field": "row", "type": "nominal", "sort": names["sort"]}} if len(chosen) > 1 else {}
     tooltip = [{"field": each} for each in ("row", "split", "mean", "low", "high")]
     layers = [
