@@ -19,6 +19,7 @@ from regraft.report.statistics import over_seeds, wilson
 
 LEARNT = {"majority": "nothing", "handcrafted": "by hand"} | dict.fromkeys(("probe", "last_stages", "fine_tune", "lp_ft"), "ImageNet")
 COLOURS = {"nothing": canvas.GREY, "by hand": "#E69F00", "from random weights": canvas.BLUE, "ImageNet": canvas.VERMILION}
+APART = 0.022  # of accuracy, between two names at the lines' ends
 ALL = "all"  # the point of the second plot at which every train picture is there
 
 
@@ -154,7 +155,13 @@ def few(found: Sequence[Found], whole: Sequence[Found], folder: Path, command: s
             low, high = zip(*(one.interval() for one in each), strict=True)
             axes.plot(places, middles, "o-", color=palette[row], markersize=4, linewidth=1.4)
             axes.fill_between(places, low, high, color=palette[row], alpha=0.15, linewidth=0)
-            axes.annotate(row, (places[-1], middles[-1]), (10, 0), textcoords="offset points", va="center", color=palette[row], size=9)
+        least = 0.0
+        for row in sorted(
+            points, key=lambda row: mean(points[row][-1].test)
+        ):  # each name above the one before, at its line's end or higher
+            least = max(least, mean(points[row][-1].test))
+            axes.annotate(row, (len(counts) - 1, least), (10, 0), textcoords="offset points", va="center", color=palette[row], size=9)
+            least += APART
         axes.set_xticks(range(len(counts)), counts)
         axes.set_xlabel("at most so many train pictures of each class")
         axes.set_ylabel("test accuracy")
