@@ -21,6 +21,7 @@ from regraft.keeping import Cost, Wants, again_pays, wanted
 from regraft.layout import HEAD
 from regraft.passes import TRIED, Pass, Place, entering, lay_out
 from regraft.reading import Reading
+from regraft.report import words
 from regraft.tasks.module import frozen
 from regraft.views import IDENTITY, Drawn, Seen
 
@@ -279,11 +280,11 @@ class Supply:
         some = ran or places
         boundaries, views = dict.fromkeys(boundary for boundary, _ in some), dict.fromkeys(view for _, view in some)
         seen = f" in {len(views)} views" if len(views) > 1 else "" if IDENTITY in views else f" ({next(iter(views))})"
-        where = ", ".join(boundaries)
+        where, things = ", ".join(boundaries), words.things(self.source.input)
         if ran:
-            self.say(f"{split}: {max(computed)} pictures{seen} ran once through all below {where} in {seconds:.1f} s")
+            self.say(f"{split}: {max(computed)} {things}{seen} ran once through all below {where} in {seconds:.1f} s")
         else:
-            self.say(f"{split}: {len(self.samples[split])} pictures{seen} read from the cache at {where}")
+            self.say(f"{split}: {len(self.samples[split])} {things}{seen} read from the cache at {where}")
 
     def _rebuild(self, boundary: str, phase: Phase, earlier: Sequence[Phase], wants: dict[str, list[Seen]]) -> str | None:
         """Rows at a boundary below which an earlier phase has changed something; why there are none. `wants` keeps the splits that have."""

@@ -89,7 +89,7 @@ def splits(record: Mapping[str, Any]) -> list[str]:
 def _splits(record: Mapping[str, Any]) -> Table:
     table = words.table()
     table.add_column("")
-    for name in (words.metric(record), "95% interval", "pictures", "loss"):
+    for name in (words.metric(record), "95% interval", words.things(words.at(record, "data.input")), "loss"):
         table.add_column(name, justify="right")
     for split in splits(record):
         size = words.figure(words.at(record, f"data.sizes.{split}"), ",")
@@ -107,7 +107,7 @@ def _split_lines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
             words.figure(words.at(record, f"data.sizes.{split}"), ","),
             words.figure(words.at(record, f"metrics.{split}/loss"), ".3f"),
         )
-        lines.append((words.plain(split, 40), f"{value} ({interval}), {size} pictures, loss {loss}"))
+        lines.append((words.plain(split, 40), f"{value} ({interval}), {size} {words.things(words.at(record, 'data.input'))}, loss {loss}"))
     return lines
 
 
@@ -186,7 +186,7 @@ def _cache(record: Mapping[str, Any]) -> list[str]:
         entries = list(group)
         computed, rows = (sum(entry.get(key, 0) for entry in entries) for key in ("computed", "rows"))
         several = len({entry.get("view") for entry in entries}) > 1
-        what = "views of pictures" if several else "pictures"
+        what = ("views of " if several else "") + words.things(words.at(record, "data.input"))
         if computed:
             seconds = sum(entry.get("seconds", 0) for entry in entries)
             told.append(f"{computed:,} {what} ran once through {_below(record, boundary)} in {words.duration(seconds)}")
