@@ -280,7 +280,7 @@ class Supply:
         some = ran or places
         boundaries, views = dict.fromkeys(boundary for boundary, _ in some), dict.fromkeys(view for _, view in some)
         seen = f" in {len(views)} views" if len(views) > 1 else "" if IDENTITY in views else f" ({next(iter(views))})"
-        where, things = ", ".join(boundaries), words.things(self.source.input)
+        where, things = ", ".join(boundaries), f"{words.thing(self.source.input)}s"
         if ran:
             self.say(f"{split}: {max(computed)} {things}{seen} ran once through all below {where} in {seconds:.1f} s")
         else:

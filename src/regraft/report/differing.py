@@ -127,9 +127,10 @@ def table(first: RunFolder, second: RunFolder, found: Difference) -> RenderableT
         parts.append(grid)
     same = [name for name in ("config", *KEYS) if name not in found.sections]
     told = [(ALIKE, ", ".join(same))] if same else []
-    parts.append(words.listing(told + _told(found.answers)))
+    thing = words.thing(words.at(first.record, "data.input"))
+    parts.append(words.listing(told + _told(found.answers, thing)))
     if found.answers and found.answers.differ:
-        parts.append(_named(found.answers.differ))
+        parts.append(_named(found.answers.differ, thing))
     return Constrain(Group(*parts), words.WIDTH)
 
 
@@ -144,15 +145,15 @@ def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else words.value(value)
 
 
-def _told(found: Answers | None) -> list[tuple[str, str]]:
+def _told(found: Answers | None, thing: str) -> list[tuple[str, str]]:
     if found is None:
         return [("answers", "one of the runs has no predictions yet")]
     alone = [
         f"{words.count(n, 'more')} of the {which} alone" for n, which in ((found.only_first, "first"), (found.only_second, "second")) if n
     ]
     if not found.shared:
-        return [("answers", f"no test picture is in both ({', '.join(alone)})" if alone else "neither has test pictures")]
-    agree = f"{len(found.differ)} of {words.count(found.shared, 'test picture')} answered differently"
+        return [("answers", f"no test {thing} is in both ({', '.join(alone)})" if alone else f"neither has test {thing}s")]
+    agree = f"{len(found.differ)} of {words.count(found.shared, f'test {thing}')} answered differently"
     told = [("answers", f"{agree}{'; ' if alone else ''}{', '.join(alone)}")]
     if found.right is not None:
         right = found.right
@@ -162,9 +163,9 @@ def _told(found: Answers | None) -> list[tuple[str, str]]:
     return told
 
 
-def _named(differ: list[Answer]) -> RenderableType:
+def _named(differ: list[Answer], thing: str) -> RenderableType:
     grid = words.table()
-    for column in ("picture", "truth", "first says", "second says"):
+    for column in (thing, "truth", "first says", "second says"):
         grid.add_column(column, overflow="fold")
     for row in differ[:LISTED]:
         grid.add_row(*(Text(words.plain(cell, 60)) for cell in row))

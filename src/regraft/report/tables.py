@@ -89,13 +89,17 @@ def splits(record: Mapping[str, Any]) -> list[str]:
 def _splits(record: Mapping[str, Any]) -> Table:
     table = words.table()
     table.add_column("")
-    for name in (words.metric(record), "95% interval", words.things(words.at(record, "data.input")), "loss"):
+    for name in (words.metric(record), "95% interval", f"{_thing(record)}s", "loss"):
         table.add_column(name, justify="right")
     for split in splits(record):
         size = words.figure(words.at(record, f"data.sizes.{split}"), ",")
         loss = words.figure(words.at(record, f"metrics.{split}/loss"), ".3f")
         table.add_row(words.plain(split, 40), *words.accuracy(record, split), size, loss, style="bold" if split == "test" else None)
     return table
+
+
+def _thing(record: Mapping[str, Any]) -> str:
+    return words.thing(words.at(record, "data.input"))
 
 
 def _split_lines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -107,7 +111,7 @@ def _split_lines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
             words.figure(words.at(record, f"data.sizes.{split}"), ","),
             words.figure(words.at(record, f"metrics.{split}/loss"), ".3f"),
         )
-        lines.append((words.plain(split, 40), f"{value} ({interval}), {size} {words.things(words.at(record, 'data.input'))}, loss {loss}"))
+        lines.append((words.plain(split, 40), f"{value} ({interval}), {size} {_thing(record)}s, loss {loss}"))
     return lines
 
 
@@ -186,7 +190,7 @@ def _cache(record: Mapping[str, Any]) -> list[str]:
         entries = list(group)
         computed, rows = (sum(entry.get(key, 0) for entry in entries) for key in ("computed", "rows"))
         several = len({entry.get("view") for entry in entries}) > 1
-        what = ("views of " if several else "") + words.things(words.at(record, "data.input"))
+        what = ("views of " if several else "") + f"{_thing(record)}s"
         if computed:
             seconds = sum(entry.get("seconds", 0) for entry in entries)
             told.append(f"{computed:,} {what} ran once through {_below(record, boundary)} in {words.duration(seconds)}")

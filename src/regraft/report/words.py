@@ -46,9 +46,9 @@ def known(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # NaN is no figure
 
 
-def things(enters: str | None) -> str:
-    """What the samples of a run are called of which `enters` a net; None: an older record, which says nothing of it."""
-    return "pictures" if enters in (None, "pictures") else "samples"
+def thing(enters: str | None) -> str:
+    """What a sample is called of which `enters` a net; None: an older record, which says nothing of it."""
+    return "picture" if enters in (None, "pictures") else "sample"
 
 
 def figure(value: Any, form: str) -> str:
