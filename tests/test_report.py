@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from regraft.datasets.source import InMemory, Sample
+from regraft.datasets.source import InMemory, Sample, Source
 from regraft.errors import UserError
 from regraft.record import METRICS, PREDICTIONS, Metrics, RunFolder
 from regraft.report import canvas, pictures, swept, tables, worst
@@ -179,6 +179,14 @@ def test_result_holds_the_records_figures(tmp_path: Path) -> None:
         assert expected in text, text
     assert "5.png" not in text
     assert text.count(".png") == 6  # five skipped ones, and of the pictures the one that exists
+
+
+@pytest.mark.parametrize(("enters", "thing"), [("pictures", "pictures"), ("sequence", "samples")])
+def test_what_is_no_picture_is_not_called_one(tmp_path: Path, enters: str, thing: str) -> None:
+    source = Source(["a", "b"], [Sample("0", "train", 0)])
+    source.input = enters
+    text = words(shown(tables.result(finished(tmp_path / "run", ["a"], data=source.facts())), 100).replace("\n", " "))
+    assert f"773 {thing} ran once" in text
 
 
 def test_classes_are_told_one_by_one_where_they_are_few(tmp_path: Path) -> None:

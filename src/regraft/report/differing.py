@@ -127,7 +127,7 @@ def table(first: RunFolder, second: RunFolder, found: Difference) -> RenderableT
         parts.append(grid)
     same = [name for name in ("config", *KEYS) if name not in found.sections]
     told = [(ALIKE, ", ".join(same))] if same else []
-    thing = words.thing(words.at(first.record, "data.input"))
+    thing = words.thing(words.at(first.record, "data.input.kind"))
     parts.append(words.listing(told + _told(found.answers, thing)))
     if found.answers and found.answers.differ:
         parts.append(_named(found.answers.differ, thing))

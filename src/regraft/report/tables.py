@@ -99,7 +99,7 @@ def _splits(record: Mapping[str, Any]) -> Table:
 
 
 def _thing(record: Mapping[str, Any]) -> str:
-    return words.thing(words.at(record, "data.input"))
+    return words.thing(words.at(record, "data.input.kind"))
 
 
 def _split_lines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
