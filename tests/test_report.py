@@ -183,7 +183,7 @@ def test_result_holds_the_records_figures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("enters", "thing"), [("pictures", "pictures"), ("sequence", "samples")])
 def test_what_is_no_picture_is_not_called_one(tmp_path: Path, enters: str, thing: str) -> None:
-    source = Source(["a", "b"], [Sample("0", "train", 0)])
+    source = Source(["a", "b"], [Sample("0", "train", 0, "0" * 64)])
     source.input = enters
     text = words(shown(tables.result(finished(tmp_path / "run", ["a"], data=source.facts())), 100).replace("\n", " "))
     assert f"773 {thing} ran once" in text
