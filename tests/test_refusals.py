@@ -8,7 +8,7 @@ import torch
 from regraft.config import Composer
 from regraft.errors import Problem, UserError
 from regraft.graft import build
-from regraft.record import CHECKPOINT
+from regraft.record import CHECKPOINT, MODEL
 
 SMALL = ["dataset=digits", "dataset.per_class=8", 'dataset.classes=["0","1","2"]', "model=mlp", "model.depth=2", "model.weights=none"]
 SMALL += ["freeze=none", "hardware=cpu", "hardware.workers=0", "data.batch_size=10", "trainer.max_epochs=3", "optimizer.lr=0.01"]
@@ -116,7 +116,7 @@ def test_a_failed_run_that_never_trained_gives_its_folder_to_the_corrected_comma
     assert taken.record["run_id"] == run.record["run_id"]
     assert taken.metrics == run.metrics
     folder.update(status="failed")
-    (folder / CHECKPOINT).touch()
+    (folder / MODEL).replace(folder / CHECKPOINT)  # as if it had failed after its first checkpoint
     with pytest.raises(UserError, match="holds another run"):
         executed(given("trainer.max_epochs=1"), folder="mine")  # it has learnt something
 

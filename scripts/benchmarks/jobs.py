@@ -93,10 +93,9 @@ def copies(words: list[str]) -> dict[str, Any]:
     model = planned[0].folder
     record = model.record
     for each in planned[1:]:
-        shutil.copytree(model.path, each.folder.path, ignore=shutil.ignore_patterns("*.ckpt", ".*"))
+        shutil.copytree(model.path, each.folder.path, ignore=shutil.ignore_patterns("model.safetensors", ".*"))
         folder = RunFolder(each.folder.path)
         folder.update(status="failed")  # it says of itself that it holds another run
-        (folder / "model.safetensors").unlink()
         folder.begin(
             each.job.config, {**record, "run_id": each.run_id, "seed": each.job.settings.seed, "overrides": list(each.job.overrides)}
         )

@@ -155,13 +155,11 @@ def few(found: Sequence[Found], whole: Sequence[Found], folder: Path, command: s
             low, high = zip(*(one.interval() for one in each), strict=True)
             axes.plot(places, middles, "o-", color=palette[row], markersize=4, linewidth=1.4)
             axes.fill_between(places, low, high, color=palette[row], alpha=0.15, linewidth=0)
-        least = 0.0
-        for row in sorted(
-            points, key=lambda row: mean(points[row][-1].test)
-        ):  # each name above the one before, at its line's end or higher
-            least = max(least, mean(points[row][-1].test))
-            axes.annotate(row, (len(counts) - 1, least), (10, 0), textcoords="offset points", va="center", color=palette[row], size=9)
-            least += APART
+        height = 0.0
+        for end, row in sorted((mean(each[-1].test), row) for row, each in points.items()):
+            height = max(height, end)  # a name stands at its line's end, or higher where the one before needs the room
+            axes.annotate(row, (len(counts) - 1, height), (10, 0), textcoords="offset points", va="center", color=palette[row], size=9)
+            height += APART
         axes.set_xticks(range(len(counts)), counts)
         axes.set_xlabel("at most so many train pictures of each class")
         axes.set_ylabel("test accuracy")

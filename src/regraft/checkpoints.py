@@ -99,6 +99,12 @@ def read(folder: RunFolder, say: Callable[[str], None]) -> dict[str, Any]:
     return {}
 
 
+def remove(folder: RunFolder) -> None:
+    """Once a run is done nothing goes on from its checkpoints, and they are four times as large as its weights."""
+    for name in (CHECKPOINT, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
+
+
 def divided(checkpoint: dict[str, Any], accumulate: int) -> dict[str, Any]:
     """As if it had been written under another division of the batch: Lightning counts micro-batches, of which a step now has `accumulate`.
     `checkpoint` itself is left as it is."""

@@ -41,12 +41,9 @@ class Spec(BaseModel):
 
     def deciding(self) -> dict[str, Any]:
         """The values that decide a run's result, for its run id."""
-        told = {key: _extra(type(self), key) for key in type(self).model_fields}
-        return {
-            key: value
-            for key, value in self.model_dump(mode="json").items()
-            if decides(type(self), key) and told[key].get("before", NEW) != value
-        }
+        spec = type(self)
+        values = self.model_dump(mode="json")
+        return {key: value for key, value in values.items() if decides(spec, key) and _extra(spec, key).get("before", NEW) != value}
 
 
 def _extra(spec: type[Spec], key: str) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regraft import weights
+from regraft import checkpoints, weights
 from regraft.datasets.source import ARRAYS
 from regraft.feeds import truth
 from regraft.files import whole, write_json
 from regraft.graft import measure
-from regraft.record import CHECKPOINT, MODEL, PREDICTIONS, PREVIOUS, SHIFTED, VOCABULARY, RunFolder
+from regraft.record import MODEL, PREDICTIONS, SHIFTED, VOCABULARY, RunFolder
 from regraft.tasks.spec import HALF
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ def finish(run: Begun) -> None:
         **facts,
         **run.facts,
     )
-    for name in (CHECKPOINT, PREVIOUS):  # nothing goes on from them any more; they are thrice as large as the weights, or more
-        (folder / name).unlink(missing_ok=True)
+    checkpoints.remove(folder)
 
 
 def _measure(engine: Engine, folder: RunFolder, warned: list[str]) -> tuple[dict[str, float], dict[str, Any]]:

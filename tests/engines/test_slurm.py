@@ -179,12 +179,14 @@ def test_jobs_outlive_their_controller_and_the_same_command_waits_for_them(tmp_p
     assert {folder.job["id"] for folder in folders(tmp_path)} == first
     last = begun(*words, at=tmp_path, log=tmp_path / "last")
     until(lambda: all(folder.job and folder.job["id"] not in first for folder in stopped))
+    second = {folder.job["id"] for folder in stopped}
     last.kill()
     last.wait()
     done = regraft(*words, at=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(complete(folder) and epochs(folder) == list(range(EPOCHS)) for folder in folders(tmp_path))
-    arrays = {job.partition("_")[0] for job in first | {folder.job["id"] for folder in stopped}}
+    assert {folder.job["id"] for folder in stopped} == second
+    arrays = {job.partition("_")[0] for job in first | second}
     assert len(arrays) == 2
     found = {job["JobID"].partition("_")[0] for job in jobs()}  # without those that ended before they began
     assert found <= arrays, "nothing is submitted twice"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,7 +21,6 @@ BLUR = (1, 2, 3, 4, 6)  # standard deviation in px of 224
 QUALITY = (25, 18, 15, 10, 7)  # of JPEG, of 100
 CONTRAST = (0.4, 0.3, 0.2, 0.1, 0.05)  # what is left of the distance from the mean
 SIDE = 224
-NAME = re.compile(r"(noise|blur|jpeg|contrast)(?::([1-5]))?")
 
 
 class Corruption(NamedTuple):
@@ -43,10 +41,10 @@ class Corruption(NamedTuple):
 
 def parsed(word: str) -> list[Corruption] | None:
     """`noise` is all five strengths, `noise:3` one; None: no corruption is called so."""
-    match = NAME.fullmatch(word)
-    if match is None:
+    if word not in WORDS:
         return None
-    return [Corruption(match[1], strength) for strength in ([int(match[2])] if match[2] else STRENGTHS)]
+    kind, _, strength = word.partition(":")
+    return [Corruption(kind, each) for each in ([int(strength)] if strength else STRENGTHS)]
 
 
 def _noise(picture: np.ndarray, at: int) -> np.ndarray:

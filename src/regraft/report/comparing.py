@@ -173,15 +173,17 @@ def beside(first: ArrayLike, others: Sequence[ArrayLike], confidence: float = 0.
             raise ValueError(f"{n} and {row.shape[1]} pictures: rows are compared over the same ones")
     pictures, scores = np.random.default_rng((SEED, 0)), np.concatenate(rows).T
     drawn = np.concatenate([_shares(pictures, n, min(BATCH, RESAMPLES - at)) @ scores for at in range(0, RESAMPLES, BATCH)])
-    parts = np.split(drawn, np.cumsum([len(row) for row in rows])[:-1], axis=1)  # for each row (times, seed)
-    means = [
-        (part * _shares(np.random.default_rng((SEED, 1 + bool(at))), part.shape[1], RESAMPLES)).sum(axis=1) for at, part in enumerate(parts)
-    ]
-    found = []
-    for row, mean in zip(rows[1:], means[1:], strict=True):
-        low, high = np.quantile(means[0] - mean, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    one, *rest = np.split(drawn, np.cumsum([len(row) for row in rows])[:-1], axis=1)  # of each row (times, seed)
+    mean, found = _over_seeds(one, 1), []
+    for row, part in zip(rows[1:], rest, strict=True):
+        low, high = np.quantile(mean - _over_seeds(part, 2), [0.5 - confidence / 2, 0.5 + confidence / 2])
         found.append(Interval(float(rows[0].mean() - row.mean()), float(low), float(high)))
     return found
+
+
+def _over_seeds(drawn: Matrix, stream: int) -> Matrix:
+    """(times, seed) -> the means over seeds drawn anew: (times)."""
+    return (drawn * _shares(np.random.default_rng((SEED, stream)), drawn.shape[1], RESAMPLES)).sum(axis=1)
 
 
 def _shares(draw: np.random.Generator, n: int, times: int) -> Matrix:
