@@ -133,12 +133,12 @@ def _quoted(path: Path) -> str:
 
 def _records(out: Path, folders: Sequence[RunFolder]) -> None:
     """Each run's config and record, from which `regraft reproduce` runs it again; the runs of this paper that it names are named as seen
-    from here, as they would be on another machine."""
+    from here, as they would be on another machine. A record has a line for each of its keys: hundreds of them lie in a repository."""
     shutil.rmtree(out / RECORDS, ignore_errors=True)
     for folder in folders:
-        for file in (CONFIG, RECORD):
-            text = (folder / file).read_text("utf-8").replace(str(out), words.shorter(out))
-            files.write_text(out / RECORDS / folder.path.name / file, text)
+        lines = (f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in folder.record.items())
+        for file, text in ((CONFIG, (folder / CONFIG).read_text("utf-8")), (RECORD, "{\n" + ",\n".join(lines) + "\n}\n")):
+            files.write_text(out / RECORDS / folder.path.name / file, text.replace(str(out), words.shorter(out)))
 
 
 def _page(paper: Paper, told: str, verdicts: Sequence[Verdict], out: Path, runs: Sequence[rows.Run]) -> Iterator[str]:
