@@ -253,6 +253,8 @@ def test_a_paper_without_its_data_says_what_it_needs(capsys, tmp_path, monkeypat
     ("changes", "words"),
     [
         ({"titel": "x"}, "did you mean title"),
+        ({"figure": "row"}, "did you mean rows?"),
+        ({"chosen": ["optimizer.lr"]}, "axes has model"),
         ({"claims": [{"says": "x", "better": {"a": 1}}]}, "claims[0].better"),
         ({"claims": [{"says": "x", "near": {"a": 1}, "value": 1.0, "rising": [{}, {}, {}]}]}, "says one thing"),
         ({"runs": [{"name": "a", "overrides": ["seed=0"]}, {"name": "a", "overrides": ["seed=1"]}]}, "two steps have this name"),
@@ -317,7 +319,9 @@ def test_a_paper_of_ones_own_is_run_judged_and_reproduced(tmp_path, monkeypatch,
     assert "**supported**" in page
     assert "regraft paper own.yaml" in page
     assert all((out / name).is_file() for name in ("index.html", "results.csv", "table.md", "table.tex"))
-    assert list((out / "figures").glob("*.png"))
+    [drawn] = out.glob("*.png")
+    assert f"({drawn.name})" in page
+    assert drawn.read_bytes() == (out / "figures" / drawn.name).read_bytes()
     records = sorted((out / "records").iterdir())
     assert [sorted(path.name for path in each.iterdir()) for each in records] == [["config.yaml", "record.json"]] * 5
     kept = (records[0] / "record.json").read_text()

@@ -11,7 +11,8 @@ import pytest
 from runs import run
 
 from regraft.cli import main
-from regraft.report import answered, charts, exports, rows
+from regraft.report import answered, axes, charts, exports, rows
+from regraft.report.statistics import wilson
 
 EVIL = "</script><script>alert(1)</script>"
 LETTERS = "abcdefgh"
@@ -97,6 +98,7 @@ def test_every_figure_is_a_file_too(written):
     expected = [
         "axis-model.depth",
         "axis-optimizer.lr",
+        "rows",
         "parallel",
         "cost",
         "curves-accuracy",
@@ -178,6 +180,85 @@ def test_calibration_is_guos():
     assert answered.reliability(answered.Answers(({"a1": answered.Answer("a", "a", 3.0)},)), 10) is None  # no probability
 
 
+def right(n):
+    """Answers to ten pictures of each letter, so many of them right."""
+    return {f"{letter}{at}": letter if at < n else "z" for letter in LETTERS for at in range(10)}
+
+
+def test_of_rows_that_differ_in_a_chosen_key_the_best_on_val_is_left(tmp_path):
+    for lr, depth, skill in ((0.1, 1, 4), (0.2, 1, 7), (0.1, 2, 8), (0.2, 2, 6)):
+        for seed in range(2):
+            says = right(skill)
+            run(tmp_path / f"{lr}-{depth}-{seed}", says, {"model": {"name": "mlp", "depth": depth}, "optimizer": {"lr": lr}, "seed": seed})
+    [board] = rows.boards(rows.read([tmp_path]), ["model.depth", "optimizer.lr"])
+    assert len(board.rows) == 4
+    left = board.choose(["optimizer.lr"])
+    assert [row.name for row in left.rows] == ["model.depth=2, optimizer.lr=0.1", "model.depth=1, optimizer.lr=0.2"]
+    assert left.best is board.best
+    assert [chart.name for chart in axes.over(left)] == ["axis-model.depth"]
+    assert "optimizer.lr" in left.choice
+
+
+def test_a_row_that_misses_runs_is_not_chosen_where_another_is_whole(tmp_path):
+    for lr, skill in ((0.1, 9), (0.2, 5)):
+        run(tmp_path / f"{lr}", right(skill), {"optimizer": {"lr": lr}, "model": {"depth": 1}})
+    error = {"kind": "Oops", "message": "Oops"}
+    run(tmp_path / "failed", {}, {"optimizer": {"lr": 0.1}, "model": {"depth": 1}, "seed": 1}, status="failed", error=error, metrics={})
+    [board] = rows.boards(rows.read([tmp_path]), ["optimizer.lr"])
+    assert [row.name for row in board.choose(["optimizer.lr"]).rows] == ["optimizer.lr=0.2"]
+
+
+def test_an_altered_set_is_another_one(tmp_path):
+    for place, dataset in enumerate(({}, {"corruption": "noise:3"}, {"rename": {"a": "b", "c": "d"}})):
+        run(tmp_path / str(place), right(5), {"dataset": {"name": "letters", "corruption": None, "rename": None} | dataset})
+    boards = rows.boards(rows.read([tmp_path]))
+    assert [board.data for board in boards] == ["letters", "letters renamed a as b, c as d", "letters under noise:3"]
+    [alone] = rows.boards(rows.read([tmp_path / "1"]))
+    assert alone.data == "letters", "nothing stands beside it"
+
+
+def test_a_seed_that_changes_nothing_makes_no_interval_of_its_own(tmp_path):
+    for seed in range(3):
+        folder = run(tmp_path / str(seed), right(5), {"seed": seed})
+        folder.finish()
+    [board] = rows.boards(rows.read([tmp_path]))
+    estimate = board.rows[0].estimate("test/accuracy")
+    assert estimate.how == "Wilson, 80 pictures, of 3 equal runs"
+    assert (estimate.low, estimate.high) == pytest.approx(wilson(40, 80))
+
+
+def test_what_differs_in_few_other_values_has_a_line_for_each(tmp_path):
+    """In the order in which words were run; rows that lack the axis at its end."""
+    stages = [("stem", True), ("late", True), ("all", True), ("stem", False), ("late", False), ("all", False)]
+    for place, (stage, frozen) in enumerate(stages):
+        freeze = {"name": "transplant", "stage": stage, "frozen": frozen}
+        run(tmp_path / f"{place}", right(3 + place), {"freeze": freeze}, times={"launched": float(place), "total": 1.0})
+    run(tmp_path / "none", right(2), {"freeze": {"name": "none"}}, times={"launched": 9.0, "total": 1.0})
+    [board] = rows.boards(rows.read([tmp_path]), ["freeze.stage", "freeze.frozen"])
+    drawn = {chart.name: chart for chart in axes.over(board)}
+    spec = drawn["axis-freeze.stage"].spec
+    line = next(layer for layer in spec["layer"] if layer["mark"]["type"] == "line")
+    assert line["encoding"]["x"]["sort"] == ["stem", "late", "all", "–"]
+    assert line["encoding"]["color"]["sort"] == ["freeze.frozen=true", "freeze.frozen=false", "–"]
+    assert line["transform"][0]["filter"]["oneOf"] == ["stem", "late", "all"], "what has no stage is joined to none"
+    assert "rows without freeze.stage" in drawn["axis-freeze.stage"].caption
+    every = axes.ranked(board)
+    assert [point["row"] for point in every.spec["data"]["values"]] == [row.name for row in board.rows]
+
+
+def test_many_other_values_have_one_line_through_their_means(tmp_path):
+    for lr in range(10):
+        for depth in (1, 2):
+            run(tmp_path / f"{lr}-{depth}", right(depth + lr % 5), {"model": {"depth": depth}, "optimizer": {"lr": lr / 10}})
+    [board] = rows.boards(rows.read([tmp_path]), ["model.depth", "optimizer.lr"])
+    [depth, _] = axes.over(board)
+    [dashed] = [layer for layer in depth.spec["layer"] if layer["mark"]["type"] == "line"]
+    assert dashed["data"]["values"] == [
+        {"value": "1", "mean": pytest.approx(0.3), "rows": 10},
+        {"value": "2", "mean": pytest.approx(0.4), "rows": 10},
+    ]
+
+
 def test_the_front_is_of_what_nothing_faster_equals():
     points = [{"seconds": s, "mean": m} for s, m in ((1, 0.5), (2, 0.5), (3, 0.7), (3, 0.6), (4, 0.65), (5, 0.8))]
     assert [(point["seconds"], point["mean"]) for point in charts.front(points, lower=False)] == [(1, 0.5), (3, 0.7), (5, 0.8)]
@@ -220,7 +301,7 @@ def test_pictures_are_shown_where_their_data_set_is_here(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("axes", "label", "shown"),
+    ("keys", "label", "shown"),
     [
         (["head.dropout", "optimizer.lr"], "head.dropout=0.5, optimizer.lr=0.001", "dropout=0.5, lr=0.001"),
         (["optimizer.lr", "freeze.pretrain_lr"], "optimizer.lr", "lr"),
@@ -229,9 +310,9 @@ def test_pictures_are_shown_where_their_data_set_is_here(tmp_path):
     ],
     ids=["a row", "an axis", "a key of numbers", "two that end alike"],
 )
-def test_a_label_leaves_out_what_tells_no_keys_apart(axes, label, shown):
+def test_a_label_leaves_out_what_tells_no_keys_apart(keys, label, shown):
     import vl_convert
 
-    encoding = {"x": {"field": "x", "type": "nominal", "axis": {"labelExpr": charts.shortened(axes), "labelLimit": 999}}}
+    encoding = {"x": {"field": "x", "type": "nominal", "axis": {"labelExpr": charts.shortened(keys), "labelLimit": 999}}}
     drawn = vl_convert.vegalite_to_svg({"data": {"values": [{"x": label}]}, "mark": "point", "encoding": encoding})
     assert f">{shown}<" in drawn

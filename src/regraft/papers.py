@@ -16,6 +16,7 @@ from regraft.registry import Spec, doc, parse
 
 NAME = r"[a-z][a-z0-9_]*"
 PLACE = re.compile(rf"\{{({NAME})\}}")  # of an earlier step's run folder, in a step's overrides
+WHOLE = ("rows", "shifts")  # figures that are of no axis
 Given = dict[str, Any]  # key -> value, as a row of a report has them
 
 
@@ -91,10 +92,18 @@ class Paper(Spec):
     full: list[dict[str, Any]] = doc("the same at full size", default=[])
     needs: str = doc("what the full size needs: data, weights, machines", default="")
     axes: list[str] = doc("the keys that make the table's columns and its figures", min_length=1)
-    figure: str = doc("the figure that is shown beside the table: a key of axes", default="")
+    figure: str = doc("what is drawn beside the table: a key of axes, rows (each with its interval) or shifts", default="rows")
+    chosen: list[str] = doc("those of axes of which each row of table and figures has the value that val has chosen", default=[])
     claims: list[dict[str, Any]] = doc("the statements that are tested", min_length=1)
     full_claims: list[dict[str, Any]] = doc("those of the full size, where its rows have other names", default=[])
     published: list[dict[str, Any]] = doc("the paper's own figures: {what, value, source}", default=[])
+
+    def problems(self) -> list[Problem]:
+        known, strange = [*self.axes, *WHOLE], [key for key in self.chosen if key not in self.axes]
+        found = (
+            [] if self.figure in known else [Problem("figure", self.figure, nearest(self.figure, known) or f"there are {either(known)}")]
+        )
+        return found + [Problem("chosen", key, nearest(key, self.axes) or f"axes has {either(self.axes)}") for key in strange]
 
     def steps(self, full: bool) -> list[Step]:
         """The sweeps of one size."""

@@ -63,7 +63,7 @@ def command(name: str, full: bool, changes: Sequence[str], output: str | None, s
     boards = rows.boards(runs, axes)
     verdicts = claims.judged(paper.statements(full), boards)
     shutil.rmtree(out / reporting.FIGURES, ignore_errors=True)
-    reporting.write(runs, boards, out, paper.title, told)
+    reporting.write(runs, [board.choose(paper.chosen) for board in boards], out, paper.title, told)
     _records(out, folders)
     files.write_text(out / VERDICTS, json.dumps([verdict.plain() for verdict in verdicts], indent=1, ensure_ascii=False) + "\n")
     files.write_text(out / PAGE, "\n".join(_page(paper, told, verdicts, out, runs)) + "\n")
@@ -160,12 +160,21 @@ def _page(paper: Paper, told: str, verdicts: Sequence[Verdict], out: Path, runs:
             yield f"| {figure.what} | {figure.value} | {figure.source} |"
         yield ""
     yield (out / reporting.MARKDOWN).read_text("utf-8").replace("\n## ", "\n### ").replace("## ", "## Table: ", 1)
-    drawn = [path.stem for path in sorted((out / reporting.FIGURES).glob("*.png")) if re.match(r"(\d+-)?(axis-|shifts)", path.stem)]
-    first = [name for name in drawn if paper.figure and name.endswith(reporting.stem(paper.figure))]
-    if drawn:
+    if drawn := _drawn(paper, out):
         yield "## Figures\n"
-    for name in dict.fromkeys([*first, *drawn]):
-        yield f"![{name}]({reporting.FIGURES}/{name}.png)\n"
+        yield from (f"![{name}]({name}.png)\n" for name in drawn)
+
+
+def _drawn(paper: Paper, out: Path) -> list[str]:
+    """The paper's figure of each data set, by name, laid beside the page."""
+    for old in out.glob("*.png"):
+        if re.fullmatch(rf"(\d+-)?(axis-.+|{'|'.join(papers.WHOLE)})", old.stem):
+            old.unlink()
+    stem = paper.figure if paper.figure in papers.WHOLE else f"axis-{reporting.stem(paper.figure)}"
+    found = sorted(path for path in (out / reporting.FIGURES).glob("*.png") if re.fullmatch(rf"(\d+-)?{re.escape(stem)}", path.stem))
+    for path in found:
+        shutil.copyfile(path, out / path.name)
+    return [path.stem for path in found]
 
 
 def _machine(record: Mapping[str, Any]) -> str:

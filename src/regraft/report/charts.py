@@ -44,62 +44,15 @@ class Chart:
     spec: Spec
 
 
-def axes(board: Board) -> Iterator[Chart]:
-    """Each swept axis against the metric: a point for each row, with its interval, and a line through the means over all rows."""
-    known = [(row, estimate) for row in board.rows if (estimate := _best_known(board, row)) is not None]
-    for axis in board.axes:
-        others = [other for other in board.axes if other != axis]
-        of: dict[str, list[float]] = {}
-        order = {}
-        for row, estimate in known:
-            if axis in row.values:
-                value = words.value(row.values[axis])
-                of.setdefault(value, []).append(estimate.value)
-                order[value] = _order(row.values[axis])
-        if len(of) < 2:
-            continue
-        ordered = sorted(of, key=lambda value: order[value])
-        means = [{"value": value, "mean": sum(of[value]) / len(of[value]), "rows": len(of[value])} for value in ordered]
-        points = [
-            {"value": words.value(row.values[axis]), "row": row.name, "rest": _rest(row, others), **bounds(estimate)}
-            for row, estimate in _spread(known)
-            if axis in row.values
-        ]
-        x = {"field": "value", "type": "ordinal", "sort": ordered, "title": axis, "axis": {"labelAngle": 0, "labelLimit": 120}}
-        tooltip = [
-            {"field": name, "title": title} for name, title in (("row", "row"), ("mean", board.metric), ("low", "from"), ("high", "to"))
-        ]
-        y = {"field": "mean", "type": "quantitative", "title": _split(board), "scale": {"zero": False}}
-        offset = {"xOffset": {"field": "rest", "type": "nominal"}} if others else {}
-        layers: list[Spec] = [
-            {
-                "mark": {"type": "rule", "strokeOpacity": 0.55},
-                "encoding": {"x": x, **offset, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
-                "transform": [{"filter": "isValid(datum.low)"}],
-            },
-            {
-                "mark": {"type": "point", "filled": True, "size": 45, "opacity": 0.9, "color": COLOURS[0]},
-                "encoding": {"x": x, **offset, "y": y, "tooltip": tooltip},
-            },
-            {
-                "data": {"values": means},
-                "mark": {"type": "line", "strokeDash": [5, 3], "color": COLOURS[1]},
-                "encoding": {"x": x, "y": y},
-            },
-        ]
-        told = f"Each point is a row, with its 95% interval; the dashed line joins the means over all rows of a value.{_drawn(len(known))}"
-        yield Chart(f"axis-{axis}", f"{_split(board)} over {axis}", told, spec_of(points, layer=layers))
-
-
 def parallel(board: Board) -> Chart | None:
     """Parallel coordinates: a line for each row through the values of its axes, coloured by the metric; None: fewer than two axes."""
-    rows = _spread([(row, estimate) for row in board.rows if (estimate := _best_known(board, row)) is not None])
+    rows = spread([(row, estimate) for row in board.rows if (estimate := measured(board, row)) is not None])
     used = [axis for axis in board.axes if len({words.value(row.values.get(axis)) for row, _ in rows}) > 1]
     if len(used) < 2:
         return None
     points, ticks = [], []
     for axis in used:
-        values = sorted({(_order(row.values.get(axis)), words.value(row.values.get(axis))) for row, _ in rows})
+        values = sorted({(order(row.values.get(axis)), words.value(row.values.get(axis))) for row, _ in rows})
         height = {value: (place + 0.5) / len(values) for place, (_, value) in enumerate(values)}
         ticks += [{"axis": axis, "height": at, "label": words.plain(value, 16)} for value, at in height.items()]
         apart = 0.5 / len(values) / len(rows)  # else rows of the same values hide each other
@@ -141,7 +94,7 @@ def parallel(board: Board) -> Chart | None:
     return Chart(
         "parallel",
         "Parallel coordinates",
-        f"Each line is a row, through its value of each axis; colour: {_split(board)}.{_drawn(len(board.rows))}",
+        f"Each line is a row, through its value of each axis; colour: {split_of(board)}.{drawn(len(board.rows))}",
         spec_of(points, layer=layers),
     )
 
@@ -151,20 +104,20 @@ def cost(board: Board) -> Chart | None:
     points = [
         {"row": row.name, "seconds": seconds, **bounds(estimate)}
         for row in board.rows
-        if (estimate := _best_known(board, row)) is not None and (seconds := row.mean("seconds")) and seconds > 0
+        if (estimate := measured(board, row)) is not None and (seconds := row.mean("seconds")) and seconds > 0
     ]
     if len(points) < 2:
         return None
     for point in front(points, board.lower):
         point["front"] = True
-    points = [point for point in points if point.get("front")] + [point for point in _spread(points) if not point.get("front")]
+    points = [point for point in points if point.get("front")] + [point for point in spread(points) if not point.get("front")]
     x = {
         "field": "seconds",
         "type": "quantitative",
         "scale": {"type": "log", "nice": False, "padding": 20},
         "title": "seconds of a run (mean over its runs)",
     }
-    y = {"field": "mean", "type": "quantitative", "title": _split(board), "scale": {"zero": False}}
+    y = {"field": "mean", "type": "quantitative", "title": split_of(board), "scale": {"zero": False}}
     colour = {"condition": {"test": "datum.front", "value": COLOURS[1]}, "value": COLOURS[0]}
     tooltip = [{"field": name} for name in ("row", "seconds", "mean", "low", "high")]
     layers: list[Spec] = [
@@ -351,12 +304,12 @@ def spec_of(points: Sequence[Mapping[str, Any]], **rest: Any) -> Spec:
     return {"data": {"values": kept}, "width": "container", "height": HEIGHT, **rest}
 
 
-def _spread(rows: list[Any]) -> list[Any]:
+def spread(rows: list[Any]) -> list[Any]:
     """At most so many, evenly over all."""
     return rows if len(rows) <= DRAWN else [rows[len(rows) * place // DRAWN] for place in range(DRAWN)]
 
 
-def _drawn(rows: int) -> str:
+def drawn(rows: int) -> str:
     return f" {DRAWN} of {rows:,} rows are drawn, evenly over the table." if rows > DRAWN else ""
 
 
@@ -377,20 +330,16 @@ def bounds(estimate: Estimate) -> dict[str, Any]:
     return {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
-def _best_known(board: Board, row: Row) -> Estimate | None:
+def measured(board: Board, row: Row) -> Estimate | None:
     """On test where that was measured, else on val."""
     return board.of("test", row) or board.of("val", row)
 
 
-def _split(board: Board) -> str:
+def split_of(board: Board) -> str:
     split = "test" if any(board.of("test", row) for row in board.rows) else "val"
     return f"{split} {board.metric}"
 
 
-def _rest(row: Row, axes: Sequence[str]) -> str:
-    return ", ".join(f"{axis}={words.value(row.values.get(axis))}" for axis in axes)
-
-
-def _order(value: Any) -> tuple[bool, float, str]:
+def order(value: Any) -> tuple[bool, float, str]:
     """Numbers by their size, before words."""
     return (False, float(value), "") if words.known(value) else (True, 0.0, words.value(value))

@@ -142,7 +142,7 @@ def _judged(claim: Claim, boards: Sequence[Board]) -> Verdict:
         board, row = next(((board, row) for board, row in fitting if row.complete), fitting[0])  # the best on val
         if not _values(row, claim):
             return Verdict(claim, why=f"no run with {named} has {' and '.join(claim.metrics)}{_trouble(row)}")
-        chosen = f" (of {len(fitting)} by val: {row.name})" if len(fitting) > 1 else ""
+        chosen = f" (of {len(fitting)} by val: {_apart(row, [each for _, each in fitting], board.axes)})" if len(fitting) > 1 else ""
         found.append((f"{named}{chosen}", board, row))
     rows = [row for _, _, row in found]
     if len({id(row) for row in rows}) < len(rows):
@@ -153,6 +153,12 @@ def _judged(claim: Claim, boards: Sequence[Board]) -> Verdict:
     if claim.metric != "accuracy":
         return _over_runs(claim, sides, rows)
     return _over_pictures(claim, sides, rows, _splits(claim, [board for _, board, _ in found]))
+
+
+def _apart(row: Row, rows: Sequence[Row], axes: Sequence[str]) -> str:
+    """What tells a row from the others that have what a claim names."""
+    apart = [axis for axis in axes if len({words.value(each.values.get(axis)) for each in rows}) > 1]
+    return ", ".join(f"{axis}={words.value(row.values.get(axis))}" for axis in apart) or row.name
 
 
 def _has(row: Row, key: str, value: Any) -> bool:
@@ -184,7 +190,7 @@ def _splits(claim: Claim, boards: Sequence[Board]) -> list[str]:
 def _near(claim: Claim, side: Side, row: Row) -> Verdict:
     assert claim.value is not None
     values = _values(row, claim)
-    if len(set(values)) == 1:  # a seed that changes nothing makes no further run
+    if len(set(values)) == 1:  # equal figures of several runs tell no spread
         row = replace(row, runs=row.done[:1])
     estimate = row.estimate(claim.metrics[0]) if len(claim.metrics) == 1 else None
     if estimate is not None and estimate.low is not None and estimate.high is not None:

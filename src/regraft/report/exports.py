@@ -92,7 +92,7 @@ def _markdown(board: Board) -> Iterator[str]:
         cells = [_escaped(cell) for cell in _cells(board, row)]
         yield f"| {' | '.join(f'**{cell}**' if row is board.best else cell for cell in cells)} |"
     notes = [f"- {_escaped(warning)}" for warning in board.warnings()]
-    yield "\n" + "\n".join([f"95%: {', '.join(bases(board)) or 'none'}.", *notes]) + "\n"
+    yield "\n" + "\n".join([f"95%: {'; '.join(bases(board)) or 'none'}.", *notes]) + "\n"
 
 
 def latex(boards: Sequence[Board], path: Path) -> None:
@@ -102,7 +102,7 @@ def latex(boards: Sequence[Board], path: Path) -> None:
 
 def _latex(board: Board) -> Iterator[str]:
     head = [*board.axes, "runs", f"val {board.metric}", f"test {board.metric}", "95%", *board.shifts]
-    yield f"% {words.plain(board.name)}. {_verdict(board)} 95%: {', '.join(bases(board)) or 'none'}."
+    yield f"% {words.plain(board.name)}. {_verdict(board)} 95%: {'; '.join(bases(board)) or 'none'}."
     yield rf"\begin{{tabular}}{{{'l' * len(board.axes)}{'r' * (4 + len(board.shifts))}}}"
     yield r"\toprule"
     yield " & ".join(map(tex, head)) + r" \\"
@@ -126,8 +126,9 @@ def _escaped(text: str) -> str:
 def _verdict(board: Board) -> str:
     if board.best is None:
         return "Nothing could be chosen on val."
+    choice = f" {board.choice}" if board.choice else ""
     less = ", where less is better" if board.lower else ""
-    return f"Bold: the best on val{less}, by the mean of a row's runs; the choice was not made on test."
+    return f"Bold: the best on val{less}, by the mean of a row's runs; the choice was not made on test.{choice}"
 
 
 def _cells(board: Board, row: Row) -> list[str]:

@@ -21,7 +21,7 @@ import jinja2
 from markupsafe import Markup
 
 from regraft import files
-from regraft.report import answered, charts, exports, robust, words
+from regraft.report import answered, axes, charts, exports, robust, words
 from regraft.report.answered import Answers
 from regraft.report.rows import Board, Row, Run
 
@@ -53,9 +53,9 @@ class Part:
 
 
 def _charts(board: Board) -> Iterator[charts.Chart]:
-    yield from charts.axes(board)
+    yield from axes.over(board)
     best = Answers.read(board.best) if board.best else Answers(())
-    for found in (robust.chart(board), charts.parallel(board), charts.cost(board), *charts.curves(board)):
+    for found in (axes.ranked(board), robust.chart(board), charts.parallel(board), charts.cost(board), *charts.curves(board)):
         if found:
             yield found
     for drawn in (charts.confusion(best), charts.reliability(best), charts.classes(best)) if best.runs else ():
@@ -159,7 +159,7 @@ def _board(part: Part, place: str, charts_at: Mapping[int, int], thumbnails: Thu
         "id": place,
         "name": board.name,
         "verdict": _verdict(board),
-        "warnings": list(board.warnings()),
+        "warnings": [*([board.choice] if board.choice else []), *board.warnings()],
         "versus": [_versus(each) for each in part.versus],
         "versus_told": _tested(part),
         "charts": [{"title": each.title, "caption": each.caption, "place": charts_at[id(each)]} for each in part.charts],

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from regraft.datasets import corruptions
 from regraft.errors import Problem, UserError
-from regraft.record import RECORD, RunFolder
+from regraft.record import PREDICTIONS, RECORD, RunFolder
 from regraft.report import words
 from regraft.report.statistics import deviation, over_seeds, wilson
 from regraft.tasks import LOWER
@@ -23,7 +23,7 @@ CHOICELESS = ("seed", "dataset.fold", "dataset.split_seed")  # keys of which no 
 SILENT = ("logger", "launcher", "sweeper", "sweep", "cache", "plots", "hardware.workers", "hardware.threads", "trainer.checkpoint_seconds")
 TOLD = (  # of a record, what a report needs
     *("run_id", "status", "command", "overrides", "git", "packages", "machine", "times", "seed", "metric", "metrics", "kept", "error"),
-    *("data", "weights", "batch", "resolved", "warnings", "phases", "details"),
+    *("data", "weights", "batch", "resolved", "warnings", "phases", "details", "group", "sha256"),
 )
 AXES = 8  # keys that make columns and figures, unless more are asked for
 DEEPEST = 12  # folders below each other that are looked into
@@ -108,6 +108,8 @@ class Row:
         pairs = [(value, run) for run in self.done if (value := run.metric(metric)) is not None]
         if not pairs:
             return None
+        equal = f", of {len(pairs)} equal runs" if self.alike else ""
+        pairs = pairs[:1] if self.alike else pairs  # one run, however often it was run
         values = [value for value, _ in pairs]
         spread = deviation(values) if len(values) > 1 else None
         split, _, name = metric.rpartition("/")
@@ -116,7 +118,7 @@ class Row:
             n = sum(sizes)
             right = sum(round(value * size) for value, size in zip(values, sizes, strict=True))
             parts = f" in {len(pairs)} folds" if len(pairs) > 1 else ""
-            return Estimate(right / n, spread, *wilson(right, n), f"Wilson, {words.count(n, 'picture')}{parts}", len(values))
+            return Estimate(right / n, spread, *wilson(right, n), f"Wilson, {words.count(n, 'picture')}{parts}{equal}", len(values))
         if len(values) > 1:
             return Estimate(fmean(values), spread, *over_seeds(values)[1:], f"t, {len(values)} runs", len(values))
         return Estimate(values[0], None, None, None, "one run", 1)
@@ -131,9 +133,23 @@ class Row:
         values = [value for run in self.done if (value := getattr(run, what)) is not None]
         return fmean(values) if values else None
 
+    @cached_property
+    def alike(self) -> bool:
+        """Whether no seed has changed anything: all its runs have given the same answers, to the last digit."""
+        digests = {(words.at(run.record, "sha256") or {}).get(PREDICTIONS) for run in self.done}
+        return len(self.done) > 1 and len(digests) == 1 and None not in digests
+
     @property
     def complete(self) -> bool:
         return len(self.done) == len(self.runs)
+
+    @cached_property
+    def began(self) -> tuple[float, float]:
+        """When the first of its runs was begun, s since 1970, and its place among those that were begun with it."""
+        found = ((words.at(run.record, "times.launched"), words.at(run.record, "group.number")) for run in self.runs)
+        return min(
+            ((when if words.known(when) else math.inf, at if words.known(at) else 0.0) for when, at in found), default=(math.inf, 0.0)
+        )
 
 
 @dataclass(frozen=True)
@@ -144,6 +160,7 @@ class Board:
     metric: str
     axes: tuple[str, ...]
     rows: tuple[Row, ...]  # the best on val first; those without a figure last
+    chosen: tuple[str, ...] = ()  # axes of which each row has the value that val has chosen: other values are no rows here
 
     @property
     def name(self) -> str:
@@ -171,6 +188,25 @@ class Board:
 
     def of(self, split: str, row: Row) -> Estimate | None:
         return row.estimate(f"{split}/{self.metric}")
+
+    def choose(self, keys: Iterable[str]) -> Board:
+        """The same, where of rows that differ in these axes alone the best on val is left."""
+        chosen = tuple(axis for axis in self.axes if axis in set(keys))
+        left: dict[str, Row] = {}
+        for row in sorted(self.rows, key=lambda row: not row.complete):  # stable: the best on val first, of those that miss no run
+            rest = {key: value for key, value in row.values.items() if key not in chosen}
+            left.setdefault(json.dumps(rest, sort_keys=True, default=str), row)
+        kept = {id(row) for row in left.values()}
+        return replace(self, rows=tuple(row for row in self.rows if id(row) in kept), chosen=chosen)
+
+    @property
+    def choice(self) -> str:
+        """What is not shown, as a sentence; empty: all is."""
+        return (
+            f"Of rows that differ in {' and '.join(self.chosen)} alone the best on val is shown; results.csv has all."
+            if self.chosen
+            else ""
+        )
 
     @cached_property
     def best(self) -> Row | None:
@@ -245,11 +281,24 @@ def boards(runs: Sequence[Run], axes: Sequence[str] | None = None) -> list[Board
     if axes and (strange := [axis for axis in axes if not any(axis in run.config for run in whole)]):
         known = sorted({key for run in whole for key in run.config})
         raise UserError(Problem("--axes", strange[0], f"no run has this key; there are {', '.join(known[:20])}, ..."))
-    of: dict[tuple[str, str], list[Run]] = {}
+    of: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for run in whole:
         data = str(words.at(run.record, "data.name") or run.config.get("dataset", words.DASH))
-        of.setdefault((data, words.metric(run.record)), []).append(run)
-    return [_board(data, metric, each, axes) for (data, metric), each in sorted(of.items())]
+        of.setdefault((data, words.metric(run.record)), {}).setdefault(_altered(run), []).append(run)
+    return [
+        _board(f"{data}{altered if len(some) > 1 else ''}", metric, each, axes)
+        for (data, metric), some in sorted(of.items())
+        for altered, each in sorted(some.items())
+    ]
+
+
+def _altered(run: Run) -> str:
+    """How a set's pictures or answers are altered: it is another set then, and its figures stand beside none of the other's."""
+    corruption = run.config.get("dataset.corruption")
+    renamed = [
+        f"{key.removeprefix('dataset.rename.')} as {value}" for key, value in run.config.items() if key.startswith("dataset.rename.")
+    ]
+    return (f" under {corruption}" if corruption else "") + (f" renamed {', '.join(renamed)}" if renamed else "")
 
 
 def _board(data: str, metric: str, runs: Sequence[Run], axes: Sequence[str] | None) -> Board:

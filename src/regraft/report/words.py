@@ -110,7 +110,13 @@ def value(value: Any) -> str:
         value = value["name"]
     if value is None:
         return DASH
+    if isinstance(value, list):
+        return plain(f"[{','.join(map(_item, value))}]", 40)
     return plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 40)
+
+
+def _item(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def first(message: object) -> str:
