@@ -24,6 +24,7 @@ Adapt trained networks to your own data: graft a head on a backbone, decide what
 """
 
 
+ASKED = "_ARGCOMPLETE"  # the variable by which a shell asks what completes its line
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # by a disk, or by whoever owns a folder
 
 
@@ -34,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words.insert(0, "train")
     try:
         parser = _parser()
+        if ASKED in os.environ:
+            from regraft import completing
+
+            completing.answer(parser)
         if not words:
             parser.print_help()
             return 0
@@ -273,6 +278,13 @@ def _paper(options: argparse.Namespace) -> int:
     )
 
 
+def _completion(options: argparse.Namespace) -> int:
+    from regraft import completing
+
+    print(completing.script(options.shell))
+    return 0
+
+
 def _generate(options: argparse.Namespace) -> int:
     from regraft import asking
 
@@ -312,6 +324,7 @@ CALLS = {
     "report": _report,
     "reproduce": _reproduce,
     "paper": _paper,
+    "completion": _completion,
 }
 
 

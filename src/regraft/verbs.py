@@ -169,4 +169,13 @@ VERBS: dict[str, tuple[list[Argument], str]] = {
         ],
         "run a paper's experiment, and judge its claims by the figures: supported, not supported, not enough evidence",
     ),
+    "completion": (
+        [
+            (
+                ("shell",),
+                {"choices": ["bash", "zsh", "fish"], "help": 'in its start file: eval "$(regraft completion bash)"; fish: ... | source'},
+            )
+        ],
+        "the script by which a shell completes verbs, options, groups and their keys, run folders",
+    ),
 }
