@@ -82,7 +82,7 @@ def drawn(browser):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_is_readable_at_every_width_in_light_and_dark(browser, page, width, scheme):
     opened(browser, page, width, scheme)
-    assert len(drawn(browser)) == 10
+    assert len(drawn(browser)) == 11
     wide, seen = browser.execute_script("return [document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert wide <= seen, "the page itself never scrolls sideways"
     over = browser.execute_script(

@@ -161,10 +161,10 @@ def test_a_cluster_that_is_there_stays_and_stopped_runs_have_saved(world, addres
     there = ["launcher=ray", f"launcher.address={address}"]
     command = started(world, *there)
     os.kill(world.named("regraft.cli")[-1], signal.SIGTERM)
-    _, err = command.communicate(timeout=60)
+    _, err = command.communicate(timeout=120)
     assert command.returncode == 130, err
     assert [folder.record["error"]["kind"] for folder in runs(world)] == ["Stopped"] * 2
-    assert world.named("ray::work") == world.named("regraft") == []
+    until(lambda: world.named("ray::work") == world.named("regraft") == [], 40)
     finished(world, *there)
     large = world.run(*REGRAFT, *TINY, *there, "hardware.devices=1,3", "data.batch_size=30", "hydra.sweep.dir=large")
     assert large.returncode == 2

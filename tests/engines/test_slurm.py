@@ -231,4 +231,4 @@ def test_what_slurm_refuses_is_told_with_its_words_and_the_key(tmp_path, jobs, o
     assert override.partition("=")[0] in refused.stderr
     assert words.lower() in refused.stderr.lower()
     assert "Traceback" not in refused.stderr
-    assert jobs() == []
+    assert {job["State"] for job in jobs()} <= {"FAILED"}, "Slurm may keep account of what it refused, and nothing ran"
