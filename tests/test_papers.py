@@ -326,6 +326,7 @@ def test_a_paper_of_ones_own_is_run_judged_and_reproduced(tmp_path, monkeypatch,
     assert [sorted(path.name for path in each.iterdir()) for each in records] == [["config.yaml", "record.json"]] * 5
     kept = (records[0] / "record.json").read_text()
     assert kept.count("\n") == len(json.loads(kept)) + 2, "a line for each key"
+    assert str(out) not in (out / "results.csv").read_text()
     shutil.copytree(records[0], tmp_path / "alone")
     (out / "figures" / "old.png").touch()
     assert main(["paper", "own.yaml", "optimizer.lr=0.01", "trainer.max_epochs=2"]) == 0

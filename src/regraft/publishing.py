@@ -64,6 +64,7 @@ def command(name: str, full: bool, changes: Sequence[str], output: str | None, s
     verdicts = claims.judged(paper.statements(full), boards)
     shutil.rmtree(out / reporting.FIGURES, ignore_errors=True)
     reporting.write(runs, [board.choose(paper.chosen) for board in boards], out, paper.title, told)
+    files.write_text(out / reporting.RESULTS, _seen((out / reporting.RESULTS).read_text("utf-8"), out))
     _records(out, folders)
     files.write_text(out / VERDICTS, json.dumps([verdict.plain() for verdict in verdicts], indent=1, ensure_ascii=False) + "\n")
     files.write_text(out / PAGE, "\n".join(_page(paper, told, verdicts, out, runs)) + "\n")
@@ -132,13 +133,18 @@ def _quoted(path: Path) -> str:
 
 
 def _records(out: Path, folders: Sequence[RunFolder]) -> None:
-    """Each run's config and record, from which `regraft reproduce` runs it again; the runs of this paper that it names are named as seen
-    from here, as they would be on another machine. A record has a line for each of its keys: hundreds of them lie in a repository."""
+    """Each run's config and record, from which `regraft reproduce` runs it again. A record has a line for each of its keys: hundreds of them
+    lie in a repository."""
     shutil.rmtree(out / RECORDS, ignore_errors=True)
     for folder in folders:
         lines = (f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in folder.record.items())
         for file, text in ((CONFIG, (folder / CONFIG).read_text("utf-8")), (RECORD, "{\n" + ",\n".join(lines) + "\n}\n")):
-            files.write_text(out / RECORDS / folder.path.name / file, text.replace(str(out), words.shorter(out)))
+            files.write_text(out / RECORDS / folder.path.name / file, _seen(text, out))
+
+
+def _seen(text: str, out: Path) -> str:
+    """The runs of this paper named as they are from here, and would be on another machine."""
+    return text.replace(str(out), words.shorter(out))
 
 
 def _page(paper: Paper, told: str, verdicts: Sequence[Verdict], out: Path, runs: Sequence[rows.Run]) -> Iterator[str]:
