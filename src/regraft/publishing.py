@@ -133,8 +133,8 @@ def _quoted(path: Path) -> str:
 
 
 def _records(out: Path, folders: Sequence[RunFolder]) -> None:
-    """Each run's config and record, from which `regraft reproduce` runs it again. A record has a line for each of its keys: hundreds of them
-    lie in a repository."""
+    """Each run's config and record, from which `regraft reproduce` runs it again. A record has a line for each of its keys: hundreds of
+    them lie in a repository."""
     shutil.rmtree(out / RECORDS, ignore_errors=True)
     for folder in folders:
         lines = (f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in folder.record.items())
