@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -207,3 +208,23 @@ def test_a_job_installs_what_runs_need_and_nothing_of_tests(installed):
     assert any(line.startswith("torch>=") for line in found)
     assert any(line.startswith("efficientnet-lite1") for line in found), "weights that model.variant=1 takes"
     assert not any(line.startswith(("pytest", "ray", "submitit", "azure", "regraft")) for line in found)
+
+
+@pytest.mark.parametrize("refusals", [2, 3])
+def test_a_ray_cluster_that_is_too_busy_is_asked_three_times(monkeypatch, refusals):
+    asked = []
+
+    def init(address, **how):
+        asked.append(address)
+        if len(asked) <= refusals:
+            raise ConnectionAbortedError("Initialization failure from server:\nbusy")
+
+    library = SimpleNamespace(init=init, shutdown=lambda: None, exceptions=SimpleNamespace(RayError=KeyError))
+    monkeypatch.setitem(sys.modules, "ray", library)
+    launcher = ray.Launcher(SimpleNamespace(address="ray://here:1"))
+    if refusals < 3:
+        assert launcher._connected() is library
+    else:
+        with pytest.raises(UserError, match="Ray says: Initialization failure"):
+            launcher._connected()
+    assert asked == ["ray://here:1"] * 3

@@ -20,6 +20,7 @@ from regraft.launchers.node import here
 from regraft.launchers.workers import PATIENCE, Share, heeded, run
 from regraft.record import RunFolder
 
+TRIES = 3  # to connect; Ray gives its server 30 s in each
 GRACE = 10  # seconds that a worker may outlive the Ray process that has started it
 Need = Mapping[str, float]  # resource, as Ray names it -> how much of it
 
@@ -53,10 +54,14 @@ class Launcher:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         own: dict[str, Any] = {"num_cpus": cores(), "num_gpus": visible_gpus(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         try:
-            if self.spec.address is None:
-                ray.init("local", **own, **quiet)
-            else:
-                ray.init(self.spec.address, **quiet)
+            for tries in range(TRIES):
+                try:
+                    ray.init(self.spec.address or "local", **({} if self.spec.address else own), **quiet)
+                    break
+                except ConnectionAbortedError:  # the cluster is there, and was too busy to start what answers this client
+                    ray.shutdown()
+                    if tries == TRIES - 1:
+                        raise
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             remedy = f"Ray says: {brief(error)}; null is a cluster of its own on this machine"
             raise UserError(Problem("launcher.address", self.spec.address or "null", remedy)) from None
