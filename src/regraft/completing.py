@@ -12,7 +12,7 @@ from typing import Any
 import argcomplete
 import yaml
 
-from regraft.record import RECORD
+from regraft.record import RECORD, PlainLoader
 
 SIGNS = ("++", "+", "~", "")  # that Hydra has before a key
 WORDS = {"model.weights": ("imagenet", "none")}  # a path would do as well
@@ -80,9 +80,7 @@ def papers(prefix: str, **_: Any) -> Found:
 def folders(prefix: str, **_: Any) -> Found:
     """Run folders, and the folders on the way to them."""
     found = {}
-    place = Path(prefix).expanduser() if prefix.endswith("/") else Path(prefix).expanduser().parent
-    begun = "" if prefix.endswith("/") else Path(prefix).name
-    head = prefix[: len(prefix) - len(begun)]
+    place, head, begun = _parted(prefix)
     try:
         with os.scandir(place) as entries:
             for entry in entries:
@@ -119,13 +117,17 @@ def _values(key: str, begun: str, own: str | None) -> Found:
 
 
 def _paths(begun: str) -> Found:
-    found = folders(begun)
-    place = Path(begun).expanduser() if begun.endswith("/") else Path(begun).expanduser().parent
-    head = begun if begun.endswith("/") else begun[: len(begun) - len(Path(begun).name)]
+    found, (place, head, _) = folders(begun), _parted(begun)
     try:
         return found | {f"{head}{file.name}": "" for file in place.iterdir() if file.is_file() and not file.name.startswith(".")}
     except OSError:
         return found
+
+
+def _parted(path: str) -> tuple[Path, str, str]:
+    """A path that is being typed: the folder that it leads to, as it is on the disk and as it is typed, and the name that is begun."""
+    begun = "" if path.endswith("/") else Path(path).name
+    return (Path(path) if path.endswith("/") else Path(path).parent).expanduser(), path[: len(path) - len(begun)], begun
 
 
 def _groups(own: str | None) -> Sequence[str]:
@@ -153,7 +155,7 @@ def _files(group: str, own: str | None) -> dict[str, Any]:
 def _read(file: Any) -> dict[str, Any]:
     """The keys of a YAML file; none, where it can't be read: a shell that completes tells no errors."""
     try:
-        values = yaml.load(file.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        values = yaml.load(file.read_text("utf-8"), PlainLoader)
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -53,15 +53,14 @@ class Launcher:
 
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         own: dict[str, Any] = {"num_cpus": cores(), "num_gpus": visible_gpus(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        how = quiet if self.spec.address else own | quiet
         try:
-            for tries in range(TRIES):
-                try:
-                    ray.init(self.spec.address or "local", **({} if self.spec.address else own), **quiet)
-                    break
-                except ConnectionAbortedError:  # the cluster is there, and was too busy to start what answers this client
-                    ray.shutdown()
-                    if tries == TRIES - 1:
-                        raise
+            for _ in range(TRIES - 1):
+                with suppress(ConnectionAbortedError):  # the cluster is there, and was too busy to start what answers this client
+                    ray.init(self.spec.address or "local", **how)
+                    return ray
+                ray.shutdown()
+            ray.init(self.spec.address or "local", **how)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             remedy = f"Ray says: {brief(error)}; null is a cluster of its own on this machine"
             raise UserError(Problem("launcher.address", self.spec.address or "null", remedy)) from None

@@ -7,7 +7,7 @@ from typing import Any
 
 from regraft.report import charts, words
 from regraft.report.charts import COLOURS, Chart, Spec, bounds, legend, measured, spec_of, split_of, spread
-from regraft.report.rows import Board, Estimate, Row
+from regraft.report.rows import Board, Estimate, Row, varying
 
 LINES = len(COLOURS)  # that are told apart by their colours
 RANKED = 40  # rows of a figure that has a line for each
@@ -18,15 +18,16 @@ Known = Sequence[tuple[Row, Estimate]]
 def over(board: Board) -> Iterator[Chart]:
     """Each swept axis against the metric: a point for each row, with its interval. What differs in few other values has a line for each
     of them; else one line goes through the means over all rows of a value. Rows that lack the axis stand at its end."""
-    known = [(row, estimate) for row in board.rows if (estimate := measured(board, row)) is not None]
+    known = measured(board)
     swept = [axis for axis in board.axes if axis not in board.chosen]
+    told = varying([row for row, _ in known], swept)
     for axis in swept:
         places: dict[str, list[Any]] = {}
         for row, _ in known:
             if axis in row.values:
                 places.setdefault(words.value(row.values[axis]), []).append(_place(row, row.values[axis]))
         if len(places) > 1:
-            others = [other for other in swept if other != axis and len({words.value(row.values.get(other)) for row, _ in known}) > 1]
+            others = [other for other in told if other != axis]
             yield _axis(board, axis, known, sorted(places, key=lambda value: min(places[value])), others)
 
 
@@ -73,7 +74,7 @@ def _axis(board: Board, axis: str, known: Known, values: Sequence[str], others: 
 
 def ranked(board: Board) -> Chart | None:
     """Every row with its interval, in the table's order; None: one alone, or more than can be read."""
-    known = [(row, estimate) for row in board.rows if (estimate := measured(board, row)) is not None]
+    known = measured(board)
     if not 1 < len(known) <= RANKED:
         return None
     points = [{"row": row.name, **bounds(estimate)} for row, estimate in known]

@@ -10,7 +10,7 @@ from typing import Any
 from regraft.record import METRICS, Metrics
 from regraft.report import answered, words
 from regraft.report.answered import Answers
-from regraft.report.rows import Board, Estimate, Row
+from regraft.report.rows import Board, Estimate, Row, varying
 
 COLOURS = (
     "#0072B2",
@@ -46,8 +46,8 @@ class Chart:
 
 def parallel(board: Board) -> Chart | None:
     """Parallel coordinates: a line for each row through the values of its axes, coloured by the metric; None: fewer than two axes."""
-    rows = spread([(row, estimate) for row in board.rows if (estimate := measured(board, row)) is not None])
-    used = [axis for axis in board.axes if len({words.value(row.values.get(axis)) for row, _ in rows}) > 1]
+    rows = spread(measured(board))
+    used = varying([row for row, _ in rows], board.axes)
     if len(used) < 2:
         return None
     points, ticks = [], []
@@ -103,8 +103,8 @@ def cost(board: Board) -> Chart | None:
     """Seconds of a run against the metric, with the front of rows that nothing faster beats; None: fewer than two rows have both."""
     points = [
         {"row": row.name, "seconds": seconds, **bounds(estimate)}
-        for row in board.rows
-        if (estimate := measured(board, row)) is not None and (seconds := row.mean("seconds")) and seconds > 0
+        for row, estimate in measured(board)
+        if (seconds := row.mean("seconds")) and seconds > 0
     ]
     if len(points) < 2:
         return None
@@ -330,9 +330,10 @@ def bounds(estimate: Estimate) -> dict[str, Any]:
     return {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
-def measured(board: Board, row: Row) -> Estimate | None:
-    """On test where that was measured, else on val."""
-    return board.of("test", row) or board.of("val", row)
+def measured(board: Board) -> list[tuple[Row, Estimate]]:
+    """Each row that was measured: on test where it was measured there, else on val."""
+    found = ((row, board.of("test", row) or board.of("val", row)) for row in board.rows)
+    return [(row, estimate) for row, estimate in found if estimate is not None]
 
 
 def split_of(board: Board) -> str:

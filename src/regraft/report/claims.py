@@ -21,7 +21,7 @@ from regraft.papers import Claim
 from regraft.report import comparing, words
 from regraft.report.answered import Answers
 from regraft.report.comparing import Interval
-from regraft.report.rows import Board, Row, gathered
+from regraft.report.rows import Board, Row, gathered, varying
 from regraft.report.statistics import over_seeds
 from regraft.tasks import LOWER
 
@@ -157,8 +157,8 @@ def _judged(claim: Claim, boards: Sequence[Board]) -> Verdict:
 
 def _apart(row: Row, rows: Sequence[Row], axes: Sequence[str]) -> str:
     """What tells a row from the others that have what a claim names."""
-    apart = [axis for axis in axes if len({words.value(each.values.get(axis)) for each in rows}) > 1]
-    return ", ".join(f"{axis}={words.value(row.values.get(axis))}" for axis in apart) or row.name
+    told = (f"{axis}={words.value(row.values.get(axis))}" for axis in varying(rows, axes))
+    return ", ".join(told) or row.name
 
 
 def _has(row: Row, key: str, value: Any) -> bool:

@@ -152,6 +152,11 @@ class Row:
         )
 
 
+def varying(rows: Sequence[Row], axes: Iterable[str]) -> list[str]:
+    """The axes of which these rows have several values; to lack an axis is one."""
+    return [axis for axis in axes if len({words.value(row.values.get(axis)) for row in rows}) > 1]
+
+
 @dataclass(frozen=True)
 class Board:
     """The rows that can stand side by side: of one data set, measured by one metric."""
