@@ -39,7 +39,7 @@ def jobs(slurm):
 
 
 def _jobs():
-    names = ["JobID", "State", "ReqCPUS", "ReqTRES"]
+    names = ["JobID", "State", "ReqCPUS", "ReqTRES", "NodeList"]
     lines = said("sacct", "-X", "-D", "--noheader", "--parsable2", "--starttime=now-1day", f"--format={','.join(names)}").splitlines()
     found = []
     for line in lines:
@@ -231,4 +231,4 @@ def test_what_slurm_refuses_is_told_with_its_words_and_the_key(tmp_path, jobs, o
     assert override.partition("=")[0] in refused.stderr
     assert words.lower() in refused.stderr.lower()
     assert "Traceback" not in refused.stderr
-    assert {job["State"] for job in jobs()} <= {"FAILED"}, "Slurm may keep account of what it refused, and nothing ran"
+    assert {(job["State"], job["NodeList"]) for job in jobs()} <= {("FAILED", "None assigned")}, "what was refused has run nowhere"
